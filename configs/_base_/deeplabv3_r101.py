@@ -1,0 +1,30 @@
+# DeepLabV3 with ResNet-101 at output stride 16, as the paper trained it. A config on top says norm_cfg and conv_cfg.
+_base_ = './voc_aug.py'
+pretrained = '{{$PRETRAINED:none}}'  # a classification checkpoint, trained with the same normalisation
+initialisation = {} if pretrained == 'none' else dict(
+    init_cfg=dict(type='PretrainedBackbone', checkpoint=pretrained))
+
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(
+        type='ResNet',
+        depth=101,
+        out_indices=(3, ),
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2),
+        contract_dilation=True,  # multi-grid (1, 1, 1) of the paper: dilations (1, 2, 2) over the last three blocks
+        norm_eval=False,
+        **initialisation),
+    decode_head=dict(
+        type='DeepLabV3Head',
+        in_channels=2048,
+        in_index=0,
+        channels=256,
+        dilations=(1, 6, 12, 18),
+        dropout_ratio=0,
+        num_classes=21,
+        align_corners=True,
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),  # the mean over labelled pixels only
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'))

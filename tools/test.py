@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Evaluate a checkpoint: tools/test.py CONFIG CHECKPOINT, or tools/dist_test.sh CONFIG CHECKPOINT GPUS."""
+import argparse
+import sys
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from wsbcn_mmseg.engine.checkpoint import run_state_allowed
+from wsbcn_mmseg.engine.launch import (UsageError, check_checkpoint, check_data, check_processes, load_config,
+                                       start_processes)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for the log and the metrics (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--out', help='folder for the predicted label maps, as PNG files')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='settings that replace those of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--check', action='store_true', help='check the set-up and stop')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def set_up(args: argparse.Namespace) -> Config:
+    """The config to run, checked."""
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    options = {'train_dataloader.batch_size': None}  # testing shares no batch
+    check_processes(cfg, options)
+    check_data(cfg, ('test', ))
+    check_checkpoint(cfg, args.checkpoint)
+    cfg.load_from = args.checkpoint
+    cfg.model.pop('init_cfg', None)
+    cfg.model.get('backbone', {}).pop('init_cfg', None)  # the checkpoint has it all
+    if args.show_dir:
+        cfg.default_hooks.visualization.draw = True
+        cfg.visualizer.save_dir = args.show_dir
+    if args.out:
+        cfg.test_evaluator.output_dir = args.out
+    if args.tta:
+        if 'tta_pipeline' not in cfg:
+            raise UsageError(f'{args.config} has no tta_pipeline; configs/_base_/voc_aug.py shows one')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        cfg = set_up(args)
+    except UsageError as error:
+        sys.exit(f'test.py: {error}')
+    if args.check:
+        return
+    start_processes(cfg)
+    with run_state_allowed():
+        Runner.from_cfg(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Train a segmentor: tools/train.py CONFIG, or tools/dist_train.sh CONFIG GPUS on several GPUs."""
+import argparse
+import sys
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from wsbcn_mmseg.engine.checkpoint import run_state_allowed
+from wsbcn_mmseg.engine.launch import (UsageError, check_checkpoint, check_data, check_processes, load_config,
+                                       start_processes)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work folder')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='settings that replace those of the config, such as train_cfg.max_iters=100')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--check', action='store_true', help='check the set-up and stop')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def set_up(args: argparse.Namespace) -> Config:
+    """The config to run, checked."""
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    check_processes(cfg, args.cfg_options)
+    check_data(cfg, ('train', 'val'))
+    for path in (cfg.get('load_from'), (cfg.model.get('backbone', {}).get('init_cfg') or {}).get('checkpoint')):
+        if path and '://' not in path:
+            check_checkpoint(cfg, path)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    cfg.resume = args.resume
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        cfg = set_up(args)
+    except UsageError as error:
+        sys.exit(f'train.py: {error}')
+    if args.check:
+        return
+    start_processes(cfg)
+    with run_state_allowed():  # resuming reads what this command wrote
+        Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()

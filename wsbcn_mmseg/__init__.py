@@ -1,0 +1,14 @@
+"""Micro-batch training with Weight Standardization and Batch-Channel Normalization on OpenMMLab.
+
+Importing this package registers all it offers: ``ConvWS``, ``ConvWS1d``, ``ConvWS3d`` and ``BCN`` in MMEngine's root
+registry, hooks, network parts and data transforms. In a config of any OpenMMLab project,
+``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed.
+"""
+from .stack import check_stack, quiet_import
+
+check_stack()
+with quiet_import():
+    from . import datasets, engine, layers, models, ops
+
+__version__ = '0.1.0'
+__all__ = ['datasets', 'engine', 'layers', 'models', 'ops']

@@ -1,0 +1,3 @@
+from .transforms import RandomLogScale
+
+__all__ = ['RandomLogScale']

@@ -1,0 +1,67 @@
+"""What is saved is what was validated, on any number of ranks."""
+import itertools
+
+from mmengine.dist import all_reduce_params, get_world_size
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@HOOKS.register_module()
+class SyncNormStatisticsHook(Hook):
+    """Average the running statistics of every BatchNorm, and the estimates of every BCN, over the ranks.
+
+    Each rank keeps statistics of its own; validation during training would use each rank's, a checkpoint has rank 0's,
+    and the two disagree. This hook averages them, in one collective, before every checkpoint and every validation, and
+    every ``interval`` iterations if asked. An averaged model kept by ``EMAHook`` is included.
+
+    Its priority lets it act before ``EMAHook`` copies the statistics and before ``CheckpointHook`` writes them.
+
+    Args:
+        interval: Iterations between further averages; -1 for none. Defaults to -1.
+
+    Examples:
+        >>> custom_hooks = [dict(type='SyncNormStatisticsHook')]
+    """
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, interval: int = -1):
+        self.interval = interval
+        self._averaged = False
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self._averaged = False
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if self._due(runner, batch_idx):
+            self._average(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        self._average(runner)
+
+    def before_val(self, runner) -> None:
+        self._average(runner)
+
+    def _due(self, runner, batch_idx: int) -> bool:
+        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+            return True
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            if self.end_of_epoch(runner.train_dataloader, batch_idx):
+                return True
+        elif runner.val_loop is not None and self.every_n_train_iters(runner, runner.train_loop.val_interval):
+            return True
+        return any(not hook.by_epoch and self.every_n_train_iters(runner, hook.interval)
+                   for hook in runner.hooks if isinstance(hook, CheckpointHook))
+
+    def _average(self, runner) -> None:
+        """Once per iteration: the average of equal values may differ from them in the last bit."""
+        if self._averaged or get_world_size() == 1:
+            return
+        self._averaged = True
+        models = [runner.model, *(hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))]
+        layers = itertools.chain.from_iterable(model.modules() for model in models)
+        statistics = [buffer for layer in layers if isinstance(layer, _BatchNorm)
+                      for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+        if statistics:
+            all_reduce_params(statistics, op='mean')

@@ -1,0 +1,74 @@
+"""r of Algorithm 1 follows the learning rate (Section 7.2.2)."""
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+
+from wsbcn_mmseg.layers import BCN
+
+
+@HOOKS.register_module()
+class BCNUpdateRateHook(Hook):
+    """Set ``update_rate`` of every micro-batch :class:`~wsbcn_mmseg.layers.BCN` to its learning rate.
+
+    "We set the update rate r to be the learning rate of trainable parameters" (Section 7.2.2). Before every iteration
+    the rate of a layer becomes ``factor`` times the learning rate of the parameter group that holds its parameters,
+    within [``min_rate``, ``max_rate``]. Layers without a trainable parameter in any optimizer keep theirs. The
+    estimates move at every forward, also under gradient accumulation. No device synchronisation.
+
+    Every ``interval`` iterations it also reports the layers whose estimates skipped an update since the last report
+    because their input was not finite.
+
+    Args:
+        factor: Defaults to 1.0.
+        min_rate, max_rate: Defaults to 0.0 and 1.0. With optimizers of small learning rates (AdamW at 1e-4) the
+            estimates would hardly move; give a ``factor`` or a ``min_rate`` there.
+        interval: Iterations between reports of non-finite inputs, one device synchronisation each. Defaults to 50.
+
+    Examples:
+        >>> custom_hooks = [dict(type='BCNUpdateRateHook')]
+    """
+    priority = 'NORMAL'
+
+    def __init__(self, factor: float = 1.0, min_rate: float = 0.0, max_rate: float = 1.0, interval: int = 50):
+        if not 0 <= min_rate <= max_rate <= 1:
+            raise ValueError(f'expected 0 <= min_rate <= max_rate <= 1, got {min_rate} and {max_rate}')
+        if factor < 0 or interval < 1:
+            raise ValueError(f'expected factor >= 0 and interval >= 1, got {factor} and {interval}')
+        self.factor, self.min_rate, self.max_rate, self.interval = factor, min_rate, max_rate, interval
+
+    def before_train(self, runner) -> None:
+        """Find each layer's parameter group, by identity of the parameters."""
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        # Resuming replaces the group dictionaries, so remember where a group stands, not the group.
+        places = {id(parameter): (wrapper.optimizer, index) for wrapper in wrappers
+                  for index, group in enumerate(wrapper.optimizer.param_groups) for parameter in group['params']}
+        self._layers = {name: layer for name, layer in runner.model.named_modules()
+                        if isinstance(layer, BCN) and layer.mode == 'micro_batch'}
+        self._places = []
+        for layer in self._layers.values():
+            layer.update_rate = layer.update_rate  # no warning about a constant rate: this hook sees to it
+            trained = [p for p in layer.parameters() if p.requires_grad and id(p) in places]
+            if trained:
+                self._places.append((layer, *places[id(trained[0])]))
+        self._reported = self._skipped()
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        for layer, optimizer, index in self._places:
+            rate = self.factor * optimizer.param_groups[index]['lr']
+            layer.update_rate = min(max(rate, self.min_rate), self.max_rate)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        skipped = self._skipped()
+        for name, now, before in zip(self._layers, skipped, self._reported, strict=True):
+            if now > before:
+                runner.logger.warning(f'{name}: the input was not finite in {now - before} of the last forward passes; '
+                                      'its estimates kept their values there')
+        self._reported = skipped
+
+    def _skipped(self) -> list[int]:
+        counts = [layer.skipped_updates for layer in self._layers.values()]
+        return torch.stack(counts).tolist() if counts else []

@@ -1,0 +1,64 @@
+"""Convolutions with Weight Standardization (Eq. 5-7)."""
+import mmcv.cnn  # noqa: F401  (registers a ConvWS of its own, which the ones below replace)
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from wsbcn_mmseg.ops import standardize_weight
+
+
+class _WeightStandardized:
+    """Mixin before ``nn.ConvNd``: convolves with the standardized kernel.
+
+    MMEngine's initialisation rules look at the names of a module's *direct* bases; hence a mixin and not a class
+    between ``nn.ConvNd`` and ours.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+                 padding_mode='zeros', device=None, dtype=None, eps: float = 1e-5):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         device, dtype)
+        if self.weight[0].numel() < 2:
+            raise ValueError(f'{type(self).__name__} needs a fan-in of at least 2, got a kernel of shape '
+                             f'{tuple(self.weight.shape)} (depth-wise 1x1), which Weight Standardization turns to zero; '
+                             f'use a plain convolution there')
+        self.eps = eps
+
+    def standardized_weight(self) -> Tensor:
+        """The kernel that convolves, shape of ``weight``: mean 0, variance 1 per output channel (Eq. 5)."""
+        return standardize_weight(self.weight, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.standardized_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, eps={self.eps}'
+
+
+@MODELS.register_module(force=True)  # also in the place of mmcv's ConvWS, which divides by another deviation
+class ConvWS(_WeightStandardized, nn.Conv2d):
+    """2d convolution with Weight Standardization (Eq. 5-7).
+
+    Arguments, input and output shapes are those of :class:`torch.nn.Conv2d`: grouped, depth-wise, dilated, biased,
+    any padding mode. ``weight`` holds the raw kernel W; :meth:`standardized_weight` gives the one that convolves. The
+    statistics are taken anew, in float32 at least, at every forward pass.
+
+    Args:
+        eps (float): Added to the variance, inside the root. Defaults to 1e-5.
+
+    Raises:
+        ValueError: If the fan-in is 1 (depth-wise 1x1).
+
+    Examples:
+        >>> ConvWS(3, 64, 3, padding=1)(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 64, 32, 32])
+    """
+
+
+@MODELS.register_module()
+class ConvWS1d(_WeightStandardized, nn.Conv1d):
+    """:class:`ConvWS` for signals of shape (N, C, L); arguments of :class:`torch.nn.Conv1d` plus ``eps``."""
+
+
+@MODELS.register_module()
+class ConvWS3d(_WeightStandardized, nn.Conv3d):
+    """:class:`ConvWS` for volumes of shape (N, C, D, H, W); arguments of :class:`torch.nn.Conv3d` plus ``eps``."""

@@ -1,0 +1,52 @@
+"""Backbone weights from a classification checkpoint, with a count of what was loaded."""
+from mmengine.logging import print_log
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import nn
+
+from wsbcn_mmseg.engine.checkpoint import read_weights
+
+# What a classifier has behind its backbone when nothing marks the backbone.
+_CLASSIFIER = ('fc.', 'head.', 'classifier.')
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class PretrainedBackbone:
+    """Initialise a backbone from a checkpoint of a classifier, a segmentor or the backbone itself.
+
+    Like ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` of MMEngine, and further: reads the file with
+    ``weights_only=True``, takes bare backbones too, says how many tensors were loaded, and refuses a file that does not
+    fill the backbone, which MMEngine would only mention in the log.
+
+    Args:
+        checkpoint: Path of the file.
+
+    Raises:
+        ValueError: If a tensor of the backbone is missing in the file or has another shape, or the file has others.
+
+    Examples:
+        >>> init_cfg = dict(type='PretrainedBackbone', checkpoint='resnet101_bcn_ws_in1k.pth')
+    """
+
+    def __init__(self, checkpoint: str):
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: nn.Module) -> None:
+        weights = read_weights(self.checkpoint)
+        if any(name.startswith('backbone.') for name in weights):
+            weights = {name.removeprefix('backbone.'): value for name, value in weights.items()
+                       if name.startswith('backbone.')}
+        weights = {name: value for name, value in weights.items() if not name.startswith(_CLASSIFIER)}
+        try:
+            problems = module.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f'{self.checkpoint} does not fit the backbone: {error}') from error
+        missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
+        if missing or problems.unexpected_keys:
+            raise ValueError(f'{self.checkpoint} was trained with another network or normalisation: '
+                             f'{_some(missing)} missing, {_some(problems.unexpected_keys)} unexpected')
+        print_log(f'Backbone: loaded {len(weights)} tensors from {self.checkpoint}', logger='current')
+
+
+def _some(names: list[str]) -> str:
+    shown = f' ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})' if names else ''
+    return f'{len(names)} tensors{shown}'

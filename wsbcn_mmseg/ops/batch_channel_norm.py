@@ -1,0 +1,127 @@
+"""Batch-Channel Normalization (Qiao et al., Section 7): what it computes, and which implementation computes it."""
+import importlib.util
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .estimates import recomputing
+from .fused import batch_channel_norm_fused
+from .reference import batch_channel_norm_reference
+
+MODES = ('micro_batch', 'large_batch')
+IMPLEMENTATIONS = ('reference', 'fused', 'triton')
+
+
+def batch_channel_norm(x: Tensor,
+                       batch_weight: Tensor,
+                       batch_bias: Tensor,
+                       running_mean: Tensor,
+                       running_var: Tensor,
+                       channel_weight: Tensor,
+                       channel_bias: Tensor,
+                       num_groups: int,
+                       *,
+                       training: bool,
+                       mode: str = 'micro_batch',
+                       rate: float | Tensor = 0.01,
+                       eps: float = 1e-5,
+                       impl: str = 'auto',
+                       sync: bool = False,
+                       skipped_updates: Tensor | None = None) -> Tensor:
+    r"""Normalise channels by batch statistics, then groups of channels by their own (Eq. 40-43, Algorithm 1).
+
+    .. math::
+        \dot x_{bc} &= \gamma^b_c (x_{bc} - \hat\mu_c) / \sqrt{\hat\sigma_c^2 + \epsilon} + \beta^b_c \\
+        y_{bg} &= \gamma^c_g (\dot x_{bg} - \mu_{bg}) / \sqrt{\sigma_{bg}^2 + \epsilon} + \beta^c_g
+
+    In training, ``'micro_batch'`` moves the estimates towards the batch's statistics by ``rate``, then normalises by
+    them, without gradient through them (Algorithm 1); ``'large_batch'`` normalises by the batch's statistics, with
+    gradient, and moves the estimates as BatchNorm does (Eq. 43). In evaluation both normalise by the estimates.
+    In the recomputation of a checkpointed segment (inside backward) the estimates do not move again.
+    Statistics are taken in float32 at least. Non-finite inputs give NaN out; the estimates of a channel whose batch
+    statistics are not finite keep their values.
+
+    Args:
+        x: Activations of shape (B, C, \*), floating point; contiguous and channels-last inputs are read as they are.
+        batch_weight, batch_bias: gamma^b and beta^b, shape (C,).
+        running_mean, running_var: The estimates, shape (C,), updated in place in training.
+        channel_weight, channel_bias: gamma^c and beta^c, shape (num_groups,): one pair per *group*.
+        num_groups: Number of channel groups G, a divisor of C.
+        training: Whether the estimates move (and, in large-batch mode, batch statistics normalise).
+        mode: ``'micro_batch'`` or ``'large_batch'``. Defaults to ``'micro_batch'``.
+        rate: Update rate r of the estimates, in [0, 1]; BatchNorm's momentum in large-batch mode. Defaults to 0.01.
+        eps: Added to both variances, inside the roots. Defaults to 1e-5.
+        impl: ``'reference'`` (plain operations, any number of derivatives), ``'fused'`` (any device), ``'triton'``
+            (CUDA kernels) or ``'auto'``: what the environment variable ``WSBCN_IMPL`` names, else ``'triton'`` on CUDA
+            where Triton is installed, else ``'fused'``. Defaults to ``'auto'``.
+        sync: Take the statistics over all ranks of ``torch.distributed``, in one collective each way; large-batch mode
+            only. Defaults to False.
+        skipped_updates: 0-dim integer tensor that counts, on the device, the calls in which some channel's estimates
+            kept their values because the batch was not finite. Defaults to None.
+
+    Returns:
+        Tensor of x's shape, dtype and memory format.
+
+    Raises:
+        ValueError: If an argument does not fit; the message names expected and got.
+        RuntimeError: If the implementation asked for cannot serve the request.
+
+    Examples:
+        >>> x, c = torch.randn(2, 8, 5, 5), (torch.ones(8), torch.zeros(8), torch.zeros(8), torch.ones(8))
+        >>> y = batch_channel_norm(x, *c, torch.ones(4), torch.zeros(4), 4, training=True)
+    """
+    sync = sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    _check(x, batch_weight, channel_weight, num_groups, mode, sync)
+    batch_statistics = training and mode == 'large_batch'
+    if batch_statistics and not sync and x.numel() == x.shape[1]:
+        raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
+                         f"{tuple(x.shape)}: use mode='micro_batch', or sync=True over several ranks")
+    move = training and not recomputing()
+    y, mean, var, finite = _implementation(impl, x)(
+        x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups, mode, move,
+        batch_statistics, rate, eps, sync and batch_statistics)
+    if move:
+        with torch.no_grad():
+            running_mean.copy_(mean)
+            running_var.copy_(var)
+            if skipped_updates is not None:
+                skipped_updates += ~finite.all()
+    return y
+
+
+def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, sync: bool) -> None:
+    if mode not in MODES:
+        raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+    if sync and mode == 'micro_batch':
+        raise ValueError('sync=True needs mode=\'large_batch\': the estimates of micro-batch BCN are each rank\'s own; '
+                         'average them with SyncNormStatisticsHook')
+    channels = len(batch_weight)
+    if x.dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f'expected input of shape (N, {channels}, *), got {tuple(x.shape)}')
+    if not x.is_floating_point():
+        raise ValueError(f'expected floating-point input, got {x.dtype}')
+    if x.numel() == 0:
+        raise ValueError(f'expected at least one image and one pixel, got input of shape {tuple(x.shape)}')
+    if num_groups < 1 or channels % num_groups or len(channel_weight) != num_groups:
+        raise ValueError(f'expected num_groups that divides {channels} channels and one channel weight per group, '
+                         f'got num_groups={num_groups} and {len(channel_weight)} weights')
+
+
+def _implementation(impl: str, x: Tensor):
+    if impl == 'auto':
+        impl = os.environ.get('WSBCN_IMPL') or ('triton' if _triton_serves(x) else 'fused')
+    if impl == 'reference':
+        return batch_channel_norm_reference
+    if impl == 'fused':
+        return batch_channel_norm_fused
+    if impl == 'triton':
+        from .triton_kernels import batch_channel_norm_triton  # imported only when used: it needs Triton
+        return batch_channel_norm_triton
+    raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
+
+
+def _triton_serves(x: Tensor) -> bool:
+    return (x.is_cuda and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+            and importlib.util.find_spec('triton') is not None)

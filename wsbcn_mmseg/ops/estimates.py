@@ -1,0 +1,71 @@
+"""How the per-channel batch statistics of BCN are combined over ranks and how the stored ones move."""
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def recomputing() -> bool:
+    """Whether this forward pass is the recomputation of a checkpointed segment, inside a backward pass.
+
+    The estimates moved in the original pass; the recomputation must see them where that pass left them.
+    """
+    if torch.compiler.is_compiling():  # the query below cannot be traced, and compiled graphs recompute by themselves
+        return False
+    return torch._C._current_graph_task_id() != -1
+
+
+def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
+                   rate: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps 3 and 4 of Algorithm 1 (and the moving average of BatchNorm): estimate += rate * (batch - estimate).
+
+    A channel whose batch statistics are not finite keeps its old estimates.
+
+    Args:
+        running_mean, running_var: Estimates before the update, shape (C,).
+        batch_mean, batch_var: Statistics of the current batch, shape (C,).
+        rate: Update rate r in [0, 1], a number or a 0-dim tensor.
+
+    Returns:
+        Moved mean and variance, shape (C,) in the estimates' dtype, and which channels moved, bool of shape (C,).
+    """
+    mean = running_mean + rate * (batch_mean.to(running_mean.dtype) - running_mean)
+    var = running_var + rate * (batch_var.to(running_var.dtype) - running_var)
+    finite = torch.isfinite(mean) & torch.isfinite(var)
+    return torch.where(finite, mean, running_mean), torch.where(finite, var, running_var), finite
+
+
+class _GatherRows(torch.autograd.Function):
+    """Stack one row per rank, shape (K,) -> (ranks, K); the gradient of a row is summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx, row: Tensor) -> Tensor:
+        rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, row.contiguous())
+        return torch.stack(rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]
+
+
+def merge_over_ranks(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance over all ranks from each rank's own, in one collective.
+
+    The law of total variance has only non-negative terms, so nothing cancels. Differentiable.
+
+    Args:
+        mean, var: This rank's statistics, shape (C,).
+        count: How many values they were taken over; may differ between ranks.
+
+    Returns:
+        Mean and variance of shape (C,), and the total count as a 0-dim tensor.
+    """
+    channels = len(mean)
+    rows = _GatherRows.apply(torch.cat([mean, var, mean.new_full((1, ), count)]))
+    means, variances, counts = rows.split([channels, channels, 1], dim=1)
+    total = counts.sum()
+    merged_mean = (counts * means).sum(0) / total
+    merged_var = (counts * (variances + (means - merged_mean).square())).sum(0) / total
+    return merged_mean, merged_var, total

@@ -1,0 +1,96 @@
+"""The four passes over an activation that the fused form needs, built from stock PyTorch operators.
+
+A *plane* is one channel of one image, (b, c). Every function takes activations of shape (B, C, *) that are dense in the
+contiguous or the channels-last format, and per-plane numbers of shape (B, C); none copies an activation.
+
+Which stock operator serves is a matter of speed alone: reductions and maps that PyTorch has already fused and
+vectorised are the normalisation layers' own. Where they are not to be had (compilation, other devices), the same
+arithmetic is written out.
+"""
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def dense_format(x: Tensor) -> torch.memory_format | None:
+    """The memory format in which ``x`` is dense, or None."""
+    candidates = {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), [])
+    return next((f for f in [torch.contiguous_format, *candidates] if x.is_contiguous(memory_format=f)), None)
+
+
+def _has_fused_norms(x: Tensor) -> bool:
+    return x.device.type in ('cpu', 'cuda') and not torch.compiler.is_compiling()
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A contiguous activation as one image of B*C channels, shape (1, B*C, pixels)."""
+    return x.view(1, x.shape[0] * x.shape[1], -1)
+
+
+def _per_plane(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(*values.shape, *[1] * (x.dim() - 2))
+
+
+def _affine_into(out: Tensor, x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """An evaluation-mode batch normalisation is a fused affine map per channel."""
+    aten.native_batch_norm.out(x, scale, shift, centre, torch.ones_like(centre), False, 0.0, 0.0, out=out,
+                               save_mean=centre.new_empty(0), save_invstd=centre.new_empty(0))
+
+
+def plane_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean and biased variance of every plane, each (B, C). Two-pass or Welford: nothing cancels.
+
+    The third result is memory like ``x`` that the operator had to allocate, for the caller to write its output to:
+    fresh pages cost as much as a pass.
+    """
+    batch, channels = x.shape[:2]
+    if not _has_fused_norms(x):
+        var, mean = torch.var_mean(x.flatten(2), 2, correction=0)
+        return mean, var, None
+    if x.is_contiguous():
+        memory, mean, rstd = aten.native_group_norm(x, None, None, batch, channels, x[0, 0].numel(), channels, 0.0)
+        return mean, rstd.square().reciprocal(), memory
+    images = [aten.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)]
+    mean, var = (torch.stack(values) for values in zip(*images, strict=True))
+    return mean, var, None
+
+
+def plane_affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """scale * (x - centre) + shift, with one number of each per plane; written to ``out`` where given."""
+    if not _has_fused_norms(x):
+        return (x - _per_plane(centre, x)) * _per_plane(scale, x) + _per_plane(shift, x)
+    out = torch.empty_like(x) if out is None else out
+    if x.is_contiguous():
+        _affine_into(_flat(out), _flat(x), centre.flatten(), scale.flatten(), shift.flatten())
+    else:
+        for image in range(len(x)):
+            _affine_into(out[image:image + 1], x[image:image + 1], centre[image], scale[image], shift[image])
+    return out
+
+
+def plane_dots(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums over every plane of dy and of dy * (x - centre), each (B, C)."""
+    batch, channels = x.shape[:2]
+    if not _has_fused_norms(x):
+        return dy.flatten(2).sum(2), (dy * (x - _per_plane(centre, x))).flatten(2).sum(2)
+
+    def batch_norm_backward(dy, x, centre):  # with unit deviation its parameter gradients are the two sums
+        ones = torch.ones_like(centre)
+        _, weight, bias = aten.native_batch_norm_backward(dy, x, ones, centre, ones, centre, ones, True, 0.0,
+                                                          [False, True, True])
+        return bias, weight
+
+    if x.is_contiguous():
+        sums = batch_norm_backward(_flat(dy), _flat(x), centre.flatten())
+        return sums[0].view(batch, channels), sums[1].view(batch, channels)
+    images = [batch_norm_backward(dy[i:i + 1], x[i:i + 1], centre[i]) for i in range(batch)]
+    sums, dots = (torch.stack(values) for values in zip(*images, strict=True))
+    return sums, dots
+
+
+def plane_affine2(dy: Tensor, x: Tensor, scale_dy: Tensor, scale_x: Tensor, shift: Tensor) -> Tensor:
+    """scale_dy * dy + scale_x * x + shift, with one number of each per plane."""
+    out = plane_affine(dy, torch.zeros_like(shift), scale_dy, shift)
+    return torch.addcmul(out, x, _per_plane(scale_x, x)) if not _has_fused_norms(x) else out.addcmul_(
+        x, _per_plane(scale_x, x))

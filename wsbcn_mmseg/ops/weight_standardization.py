@@ -1,0 +1,41 @@
+"""Weight Standardization (Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight
+Standardization", Eq. 5-7): every output channel's kernel gets mean 0 and variance 1 over its fan-in.
+
+The authors' published code divides by other deviations (the unbiased one, with eps inside or outside the root); this
+is the equation of the paper.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
+    r"""Standardize a convolution kernel over its fan-in (Eq. 5-7).
+
+    .. math:: \hat W_{o,i} = (W_{o,i} - \mu_o) / \sqrt{\sigma_o^2 + \epsilon}
+
+    with the mean and the *biased* variance over the fan-in of each output channel. Differentiable (twice too);
+    statistics are taken in float32 at least, and one weight-sized tensor is kept for backward: the weight itself.
+
+    Args:
+        weight: Kernel of shape (O, I/groups, *kernel_size), floating point.
+        eps: Added to the variance, inside the root. Defaults to 1e-5.
+
+    Returns:
+        The standardized kernel, same shape and dtype.
+
+    Raises:
+        ValueError: If the fan-in is 1 (depth-wise 1x1), where the result would be zero whatever the weight is.
+
+    Examples:
+        >>> w = standardize_weight(torch.randn(8, 3, 3, 3)).flatten(1)
+        >>> assert w.mean(1).abs().max() < 1e-6 and (w.var(1, unbiased=False) - 1).abs().max() < 1e-4
+    """
+    fan_in = weight[0].numel()
+    if fan_in < 2:
+        raise ValueError(f'Weight Standardization needs a fan-in of at least 2, got a weight of shape '
+                         f'{tuple(weight.shape)}: with one input per output channel the result is always 0; '
+                         'use a plain convolution there')
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    # Layer normalisation of the flattened kernel is Eq. 5-7, in one fused operator.
+    return F.layer_norm(weight.to(dtype).flatten(1), (fan_in, ), eps=eps).view_as(weight).to(weight.dtype)
