@@ -1,4 +1,4 @@
-# Ours, the paper has no such row: Algorithm 1 with one image per process, gradients accumulated to 16 images per update.
+# Ours, the paper has no such row: Algorithm 1 with one image per process, gradients accumulated to 16 images.
 # Iterations count forward passes, so schedule and intervals scale with the accumulation.
 _base_ = './deeplabv3_r101_bcn_ws_voc.py'
 norm_cfg = dict(_delete_=True, type='BCN', mode='micro_batch')

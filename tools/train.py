@@ -8,8 +8,14 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from wsbcn_mmseg.engine.checkpoint import run_state_allowed
-from wsbcn_mmseg.engine.launch import (UsageError, check_checkpoint, check_data, check_processes, load_config,
-                                       start_processes)
+from wsbcn_mmseg.engine.launch import (
+    UsageError,
+    check_checkpoint,
+    check_data,
+    check_processes,
+    load_config,
+    start_processes,
+)
 
 
 def parse_args() -> argparse.Namespace:

@@ -43,7 +43,7 @@ tta_model = dict(type='SegTTAModel')
 
 train_dataloader = dict(
     batch_size=total_batch_size // num_processes,
-    num_workers=4,
+    num_workers=2,
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),

@@ -64,12 +64,12 @@ class BCN(nn.GroupNorm):
         if num_groups is None:
             num_groups = default_num_groups(num_features, min_channels_per_group)
         if num_groups < 1 or num_features % num_groups:
-            raise ValueError(f'num_groups must divide num_features, got {num_groups} groups for {num_features} channels')
+            raise ValueError(f'num_groups must divide num_features, got {num_groups} for {num_features} channels')
         if mode not in MODES:
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
         if sync and mode == 'micro_batch':
-            raise ValueError("sync=True needs mode='large_batch': the estimates of micro-batch BCN are each rank's own; "
-                             'add SyncNormStatisticsHook to average them before validation and checkpoints')
+            raise ValueError("sync=True needs mode='large_batch'; micro-batch estimates are each rank's own: "
+                             'add SyncNormStatisticsHook to average them')
         super().__init__(num_groups, num_features, eps, affine=False)
         self.affine = True
         self.weight = nn.Parameter(torch.ones(num_groups))  # one pair per group, where GroupNorm has one per channel

@@ -18,9 +18,9 @@ class _WeightStandardized:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          device, dtype)
         if self.weight[0].numel() < 2:
-            raise ValueError(f'{type(self).__name__} needs a fan-in of at least 2, got a kernel of shape '
-                             f'{tuple(self.weight.shape)} (depth-wise 1x1), which Weight Standardization turns to zero; '
-                             f'use a plain convolution there')
+            raise ValueError(f'{type(self).__name__} needs a fan-in of at least 2, got a depth-wise kernel of shape '
+                             f'{tuple(self.weight.shape)}, which Weight Standardization turns to zero; '
+                             'use a plain convolution there')
         self.eps = eps
 
     def standardized_weight(self) -> Tensor:

@@ -28,10 +28,29 @@ def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor
     Returns:
         Moved mean and variance, shape (C,) in the estimates' dtype, and which channels moved, bool of shape (C,).
     """
+    if torch.compiler.is_compiling():
+        # Opaque to the compiler, which would recompute the moved estimates in backward, from buffers moved by then.
+        return _move_opaquely(running_mean, running_var, batch_mean, batch_var, torch.as_tensor(rate))
+    return _move(running_mean, running_var, batch_mean, batch_var, rate)
+
+
+def _move(running_mean, running_var, batch_mean, batch_var, rate):
     mean = running_mean + rate * (batch_mean.to(running_mean.dtype) - running_mean)
     var = running_var + rate * (batch_var.to(running_var.dtype) - running_var)
     finite = torch.isfinite(mean) & torch.isfinite(var)
     return torch.where(finite, mean, running_mean), torch.where(finite, var, running_var), finite
+
+
+@torch.library.custom_op('wsbcn::move_estimates', mutates_args=())
+def _move_opaquely(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
+                   rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _move(running_mean, running_var, batch_mean, batch_var, rate)
+
+
+@_move_opaquely.register_fake
+def _(running_mean, running_var, batch_mean, batch_var, rate):
+    return torch.empty_like(running_mean), torch.empty_like(running_var), running_mean.new_empty(
+        running_mean.shape, dtype=torch.bool)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -57,7 +57,7 @@ class _BatchChannelNorm(torch.autograd.Function):
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
                 num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool):
         ctx.num_groups, ctx.eps, ctx.sync, ctx.batch_statistics = num_groups, eps, sync, batch_statistics
-        ctx.dtype = torch.promote_types(x.dtype, torch.float32)
+        ctx.input_dtype, ctx.dtype = x.dtype, torch.promote_types(x.dtype, torch.float32)
         ctx.format = dense_format(x) or torch.contiguous_format
         dense = x.to(ctx.dtype).contiguous(memory_format=ctx.format)
         plane_mean, plane_var, memory = plane_moments(dense)
@@ -143,7 +143,7 @@ class _BatchChannelNorm(torch.autograd.Function):
             shift = shift - scale * (bias_mean + from_mean * weight_mean)
         dx = plane_affine2(dy, x, scale_dy, scale_x, shift - scale_x * stats.plane_mean)
 
-        return (dx.to(ctx.saved_tensors[0].dtype), d_batch_weight.to(batch_weight.dtype),
+        return (dx.to(ctx.input_dtype), d_batch_weight.to(batch_weight.dtype),
                 d_batch_bias.to(batch_bias.dtype), d_channel_weight.to(channel_weight.dtype),
                 d_channel_bias.to(channel_weight.dtype), *[None] * 8)
 

@@ -1,0 +1,66 @@
+"""Two threads, one seed, and helpers that several test files share."""
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def mini_voc(tmp_path_factory) -> Path:
+    """VOC_ROOT of a prepared mini VOC."""
+    from wsbcn_mmseg.datasets.mini_voc import make_mini_voc
+    folder = tmp_path_factory.mktemp('mini_voc')
+    make_mini_voc(folder, num_train=8, num_val=7, num_sbd=8)
+    voc_root = folder / 'VOCdevkit' / 'VOC2012'
+    run_tool('prepare_voc_aug.py', voc_root, '--sbd', folder / 'benchmark_RELEASE', '--expected', 16)
+    return voc_root
+
+
+def run_tool(script: str, *arguments, check: bool = True, **environment) -> subprocess.CompletedProcess:
+    """Run a file of tools/ as a user would, from another folder."""
+    command = ['bash'] if script.endswith('.sh') else [sys.executable]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
+    result = subprocess.run([*command, str(ROOT / 'tools' / script), *map(str, arguments)], capture_output=True,
+                            text=True, cwd='/tmp', env={**os.environ, 'PATH': path, 'PYTHONPATH': str(ROOT),
+                                                        'OMP_NUM_THREADS': '1', **environment})
+    assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def _worker(rank: int, function, world_size: int, port: int, arguments: tuple):
+    torch.set_num_threads(1)
+    os.environ['LOCAL_RANK'] = str(rank)
+    torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=world_size)
+    try:
+        function(rank, *arguments)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def run_ranks(function, *arguments, world_size: int = 2) -> None:
+    """Run ``function(rank, *arguments)`` in real processes over gloo; a failure in any of them fails the test."""
+    torch.multiprocessing.spawn(_worker, (function, world_size, free_port(), arguments), nprocs=world_size)
