@@ -1,6 +1,6 @@
 """Time and memory of BCN and Weight Standardization beside what they stand for: single layers, whole training steps.
 
-Everything is measured side by side in one process, round robin (A B C A B C ...), so that what disturbs the machine
+Everything is measured side by side in one process, all in turn in every round, so that what disturbs the machine
 disturbs all alike; a ratio is the median over the rounds of the ratios within a round.
 
 A benchmark is a function of :class:`Options` that returns tidy rows (one measured thing each), the columns that its
@@ -26,9 +26,9 @@ import mmseg
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 import wsbcn_mmseg
 from wsbcn_mmseg.layers import BCN
 
-WARM_UP = 3  # rounds that do not count
+WARM_UP = 3  # rounds before those that count
 UPDATE_RATE = 0.007
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000')  # Okabe and Ito's
 
@@ -95,22 +95,23 @@ def _milliseconds(run: Run, device: str) -> list[float]:
     return [start.elapsed_time(end) for start, end in pairwise(events)]
 
 
-def interleaved(runs: Sequence[Run], device: str, rounds: int, progress: Callable[[range], Iterable] = iter) -> list:
-    """Time ``runs`` round robin.
+def interleaved(runs: Sequence[Run], device: str, rounds: int, warm_up: int = WARM_UP,
+                progress: Callable[[range], Iterable] = iter) -> list[np.ndarray]:
+    """Time all ``runs`` once per round, in another order each round: who runs after whom decides what is in the caches.
 
     Returns:
         One array per run, of shape (rounds, intervals between its marks), in milliseconds.
     """
-    times = [[] for _ in runs]
+    times, order = [[] for _ in runs], np.random.default_rng(0)
     gc.collect()
     gc.disable()
     try:
-        for _ in progress(range(WARM_UP + rounds)):
-            for run, measured in zip(runs, times, strict=True):
-                measured.append(_milliseconds(run, device))
+        for _ in progress(range(warm_up + rounds)):
+            for index in order.permutation(len(runs)):
+                times[index].append(_milliseconds(runs[index], device))
     finally:
         gc.enable()
-    return [np.array(measured[WARM_UP:]) for measured in times]
+    return [np.array(measured[warm_up:]) for measured in times]
 
 
 def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
@@ -294,6 +295,7 @@ def draw_layers(rows: list[Row]) -> Figure:
     batches = sorted({row['shape'].split('x')[0] for row in rows})
     names = list(dict.fromkeys((row['layer'], row['implementation']) for row in rows
                                if (row['layer'], row['implementation']) != LAYER_BASES['vs_group_norm']))
+    most = max(len({row['shape'] for row in rows if row['shape'].startswith(f'{batch}x')}) for batch in batches)
     figure = Figure(figsize=(13, 1 + 3 * len(batches)), layout='constrained')
     for axes, batch in zip(figure.subplots(len(batches), squeeze=False, sharey=True)[:, 0], batches, strict=True):
         part = [row for row in rows if row['shape'].split('x')[0] == batch]
@@ -307,7 +309,12 @@ def draw_layers(rows: list[Row]) -> Figure:
             axes.bar_label(bars, [f'{ratio:.1f}' for ratio in ratios.values()], fontsize=7, padding=1)
         axes.set_xticks(range(len(shapes)), [_shape_label(shape) for shape in shapes])
         axes.set_title(f'batch {batch}', loc='left')
-        _ratio_axis(axes.yaxis, axes)
+        axes.set_xlim(-0.6, most - 0.4)
+        axes.set_yscale('log', base=2)
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.margins(y=0.12)
+        axes.grid(axis='y', alpha=0.3)
+        axes.set_axisbelow(True)
         axes.axhline(1, color='black', linewidth=1)
     figure.supylabel('time of forward and backward / nn.GroupNorm')
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(names),
@@ -318,14 +325,6 @@ def draw_layers(rows: list[Row]) -> Figure:
 def _shape_label(shape: str) -> str:
     _, channels, height, width = shape.split('x')
     return f'{channels}\n{height} × {width}'
-
-
-def _ratio_axis(axis, axes, ticks=(0.25, 0.5, 1, 2, 4, 8, 16)) -> None:
-    axis.axes.set(**{f'{axis.axis_name}scale': 'log'})
-    axis.set_ticks(ticks, [f'{tick:g}' for tick in ticks])
-    axis.set_minor_formatter(NullFormatter())
-    axes.grid(axis=axis.axis_name, alpha=0.3)
-    axes.set_axisbelow(True)
 
 
 # Networks
@@ -351,7 +350,9 @@ def _networks(device: str) -> list[Network]:
 
 def build_network(network: Network, depth: int, options: Options) -> nn.Module:
     """DeepLabV3 of a config of ours, with another depth."""
-    cfg = Config.fromfile(options.configs / f'deeplabv3_r101_{network.config}_voc.py').model
+    cfg = Config.fromfile(options.configs / f'deeplabv3_r101_{network.config}_voc.py')
+    init_default_scope(cfg.default_scope)
+    cfg = cfg.model
     cfg.backbone.depth = depth
     if network.conv:
         cfg.backbone.conv_cfg = cfg.decode_head.conv_cfg = dict(type=network.conv)
@@ -396,9 +397,9 @@ def _network_rows(depth: int, batch: int, options: Options) -> list[Row]:
             'peak_bytes': peak_bytes(run, others) if options.device != 'cpu' else None})
         runs.append(run)
 
-    rounds = options.repeats or (3 if options.quick else 7 if options.device == 'cpu' else 20)
+    rounds = options.repeats or (2 if options.quick else 7 if options.device == 'cpu' else 20)
     title = f'DeepLabV3-R{depth}, batch {batch}'
-    times = interleaved(runs, options.device, rounds, progress=partial(track, description=title))
+    times = interleaved(runs, options.device, rounds, warm_up=1, progress=partial(track, description=title))
     for row, measured in zip(rows, times, strict=True):
         row |= {'ms': float(np.median(measured)), 'vs_bn': _ratio(measured, times[0]),
                 'saved_vs_bn': row['saved_bytes'] / rows[0]['saved_bytes'],
@@ -420,7 +421,7 @@ NETWORK_COLUMNS = {
 
 def draw_networks(rows: list[Row]) -> Figure:
     """Bars of time and memory beside the line of the network with BN."""
-    panels = {'vs_bn': 'time of a training step', 'saved_vs_bn': 'bytes saved for backward', 'peak_vs_bn': 'peak memory'}
+    panels = {'vs_bn': 'time of a step', 'saved_vs_bn': 'bytes saved for backward', 'peak_vs_bn': 'peak memory'}
     panels = {key: title for key, title in panels.items() if rows[0][key]}
     runs = list(dict.fromkeys((row['network'], row['shape']) for row in rows))
     figure = Figure(figsize=(2 + 4.5 * len(panels), 0.8 + 3 * len(runs)), layout='constrained')
@@ -502,6 +503,7 @@ def write(benchmark: str, rows: list[Row], options: Options, folder: Path) -> tu
         writer.writeheader()
         writer.writerows(rows)
     figure = BENCHMARKS[benchmark].draw(rows)
-    figure.suptitle(f'{rows[0]["machine"]}, torch {torch.__version__}', fontsize='small', x=0.99, ha='right')
+    note = f'{rows[0]["machine"]}; torch {torch.__version__}; {path.stem}'
+    figure.supxlabel(note, fontsize='small', x=0.99, ha='right')
     figure.savefig(path.with_suffix('.png'), dpi=150)
     return path, path.with_suffix('.png')

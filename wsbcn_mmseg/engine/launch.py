@@ -80,7 +80,8 @@ def _datasets(dataset: dict) -> Iterator[dict]:
 def _check_classes(cfg: Config, dataset: dict) -> None:
     heads = cfg.model.get('decode_head')
     head = heads[-1] if isinstance(heads, (list, tuple)) else heads
-    dataset_type = DATASETS.get(dataset['type'])
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        dataset_type = registry.get(dataset['type'])
     classes = (dataset.get('metainfo') or {}).get('classes') or getattr(dataset_type, 'METAINFO', {}).get('classes')
     if head and classes and 'num_classes' in head and head['num_classes'] != len(classes):
         raise UsageError(f"the model has {head['num_classes']} classes, but {dataset['type']} has {len(classes)}; "

@@ -36,14 +36,14 @@ class PretrainedBackbone:
             weights = {name.removeprefix('backbone.'): value for name, value in weights.items()
                        if name.startswith('backbone.')}
         weights = {name: value for name, value in weights.items() if not name.startswith(_CLASSIFIER)}
+        mismatch = f'{self.checkpoint} was trained with another network or normalisation: '
         try:
             problems = module.load_state_dict(weights, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f'{self.checkpoint} does not fit the backbone: {error}') from error
+        except RuntimeError as error:  # shapes differ; the first line says no more than that
+            raise ValueError(mismatch + str(error).splitlines()[1].strip()) from error
         missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
         if missing or problems.unexpected_keys:
-            raise ValueError(f'{self.checkpoint} was trained with another network or normalisation: '
-                             f'{_some(missing)} missing, {_some(problems.unexpected_keys)} unexpected')
+            raise ValueError(mismatch + f'{_some(missing)} missing, {_some(problems.unexpected_keys)} unexpected')
         print_log(f'Backbone: loaded {len(weights)} tensors from {self.checkpoint}', logger='current')
 
 

@@ -32,7 +32,7 @@ TILE = 2048  # values of the activation a program holds at a time
 PROGRAMS = 2048  # wanted for a reduction: enough to fill the largest device, few enough to merge quickly
 MAX_SPLITS = 256
 MIN_FLAT = 256  # pixels of a plane from which contiguous tensors are mapped in flat blocks
-MAX_GROUP_CHANNELS = 16384
+MAX_GROUP_CHANNELS = 8192
 LINE = 128  # bytes: rows of channels-last tiles span a cache line
 ALIGN: tl.constexpr = tl.constexpr(16)  # values; planes of odd size start anywhere, vector loads must not
 

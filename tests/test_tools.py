@@ -1,0 +1,116 @@
+"""The commands, as users run them: two real processes, real files."""
+import json
+import re
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_tool
+from PIL import Image
+
+CONFIG = ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py'
+MICRO = ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_micro_voc.py'
+SMALL = ['model.backbone.depth=18', 'model.backbone.base_channels=16', 'model.decode_head.in_channels=128',
+         'model.decode_head.channels=32', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+         'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
+         'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False']
+
+
+def miou(output: str) -> list[str]:
+    return re.findall(r'mIoU: ([\d.]+)', output)
+
+
+@pytest.mark.parametrize('config', [CONFIG, MICRO], ids=['large_batch', 'micro_batch'])
+def test_train_test_and_resume_in_two_processes(config, mini_voc, tmp_path):
+    train = ['train_dataloader.batch_size=1', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
+    result = run_tool('dist_train.sh', config, 2, '--work-dir', tmp_path, '--cfg-options', *SMALL, *train,
+                      'train_cfg.max_iters=2', VOC_ROOT=str(mini_voc))
+    output = result.stdout + result.stderr
+    assert '2 processes on the CPU, over gloo' in output
+    validated = miou(output)
+    assert len(validated) == 1
+    distributed = run_tool('dist_test.sh', config, tmp_path / 'iter_2.pth', 2, '--work-dir', tmp_path / 'test',
+                           '--cfg-options', *SMALL, VOC_ROOT=str(mini_voc))
+    single = run_tool('test.py', config, tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test', '--out',
+                      tmp_path / 'out', '--cfg-options', *SMALL, VOC_ROOT=str(mini_voc))
+    assert miou(distributed.stdout + distributed.stderr) == miou(single.stdout + single.stderr) == validated
+    predictions = sorted((tmp_path / 'out').glob('*.png'))
+    assert len(predictions) == 7 and np.asarray(Image.open(predictions[0])).max() <= 20
+
+    result = run_tool('dist_train.sh', config, 2, '--work-dir', tmp_path, '--resume', '--cfg-options', *SMALL, *train,
+                      'train_cfg.max_iters=4', VOC_ROOT=str(mini_voc))
+    assert 'resumed epoch: 0, iter: 2' in result.stdout + result.stderr
+    assert (tmp_path / 'iter_4.pth').is_file()
+
+
+def test_tta_and_pictures(mini_voc, tmp_path):
+    run_tool('train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *SMALL, 'train_dataloader.batch_size=2',
+             'train_cfg.max_iters=1', 'train_cfg.val_interval=5', VOC_ROOT=str(mini_voc))
+    options = [*SMALL, 'test_dataloader.dataset.indices=2']
+    result = run_tool('test.py', CONFIG, tmp_path / 'iter_1.pth', '--tta', '--work-dir', tmp_path / 'tta',
+                      '--show-dir', tmp_path / 'show', '--cfg-options', *options, VOC_ROOT=str(mini_voc))
+    assert miou(result.stdout + result.stderr)
+    assert list((tmp_path / 'show').rglob('*.png')) or list((tmp_path / 'tta').rglob('show/**/*.png'))
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'five_classes.pth'
+    torch.save(dict(state_dict={'decode_head.conv_seg.weight': torch.zeros(5, 256, 1, 1)}), path)
+    return path
+
+
+@pytest.mark.parametrize('script, arguments, environment, sentence', [
+    ('train.py', ['no_such_config.py'], {}, 'config no_such_config.py does not exist'),
+    ('train.py', [CONFIG], dict(VOC_ROOT='/nowhere'), 'data folder /nowhere does not exist; set VOC_ROOT'),
+    ('train.py', [CONFIG], dict(VOC_ROOT='/tmp'), 'tools/prepare_voc_aug.py'),
+    ('train.py', [CONFIG, '--cfg-options', 'model.decode_head.num_classes=7'], {},
+     'the model has 7 classes, but PascalVOCDataset has 21'),
+    ('train.py', [CONFIG], dict(PRETRAINED='/nowhere.pth'), 'checkpoint /nowhere.pth does not exist'),
+    ('train.py', [CONFIG, '--amp'], {}, '--amp needs a GPU'),
+    ('test.py', [CONFIG, '/nowhere.pth'], {}, 'checkpoint /nowhere.pth does not exist'),
+    ('test.py', [CONFIG, ROOT / 'LICENSE'], {}, 'cannot be read as a checkpoint'),
+    ('test.py', [CONFIG, 'CHECKPOINT'], {}, 'has 5 classes, but the model has 21'),
+    ('train.py', [CONFIG], dict(WORLD_SIZE='32'), 'take 16 processes'),
+])
+def test_mistakes_are_one_sentence(script, arguments, environment, sentence, mini_voc, checkpoint, monkeypatch):
+    if '--amp' in arguments and torch.cuda.is_available():
+        pytest.skip('there is a GPU here')
+    for name, value in (dict(VOC_ROOT=str(mini_voc)) | environment).items():
+        monkeypatch.setenv(name, value)
+    arguments = [checkpoint if argument == 'CHECKPOINT' else argument for argument in arguments]
+    monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
+    assert sentence in stop.value.code and '\n' not in stop.value.code
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    ([CONFIG, 3], '3 processes cannot share a total batch of 16 images; take 2 or 4 processes'),
+    ([CONFIG], 'usage: tools/dist_train.sh CONFIG GPUS'),
+])
+def test_mistakes_are_one_sentence_also_before_processes_start(arguments, sentence, mini_voc):
+    result = run_tool('dist_train.sh', *arguments, check=False, VOC_ROOT=str(mini_voc))
+    own = [line for line in result.stderr.splitlines() if 'mmengine - INFO' not in line]
+    assert result.returncode != 0 and len(own) == 1 and sentence in own[0], result.stderr
+
+
+def test_malicious_checkpoints_are_not_run(tmp_path, mini_voc):
+    class Trap:
+
+        def __reduce__(self):
+            return (open, (str(tmp_path / 'trapped'), 'w'))
+
+    torch.save(dict(state_dict=Trap()), tmp_path / 'trap.pth')
+    result = run_tool('test.py', CONFIG, tmp_path / 'trap.pth', check=False, VOC_ROOT=str(mini_voc))
+    assert result.returncode != 0 and 'cannot be read as a checkpoint' in result.stderr
+    assert not (tmp_path / 'trapped').exists()
+
+
+def test_logs_hold_what_the_curves_need(mini_voc, tmp_path):
+    run_tool('train.py', MICRO, '--work-dir', tmp_path, '--cfg-options', *SMALL, 'train_cfg.max_iters=2',
+             'train_cfg.val_interval=2', 'default_hooks.logger.interval=1', VOC_ROOT=str(mini_voc))
+    lines = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    assert lines[0]['lr'] == pytest.approx(0.007) and 'loss' in lines[0] and 'mIoU' in lines[-1]
