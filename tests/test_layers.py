@@ -15,7 +15,7 @@ from torch import nn
 
 from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d
 from wsbcn_mmseg.layers.bcn import default_num_groups
-from wsbcn_mmseg.ops import standardize_weight
+from wsbcn_mmseg.ops import standardize_weight, standardized_convolution
 
 MICRO = dict(type='BCN', update_rate=0.1)
 
@@ -78,6 +78,38 @@ def test_conv_ws_is_a_plain_convolution_with_the_standardized_kernel(layer, plai
         reference.weight.copy_(conv.standardized_weight())
     x = torch.randn(2, settings['in_channels'], *pixels)
     torch.testing.assert_close(conv(x), reference(x))
+    torch.testing.assert_close(conv(x[0]), reference(x[0]), msg='one image without a batch dimension')
+
+
+@pytest.mark.parametrize('settings', [dict(groups=2, bias=True), dict(stride=2, padding=1, bias=False),
+                                      dict(dilation=2, bias=True)])
+@pytest.mark.parametrize('frozen', ['', 'x', 'weight'])
+def test_gradients_of_conv_ws(settings, frozen):
+    conv = ConvWS(4, 8, 3, **settings).double()
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64, requires_grad=frozen != 'x')
+    conv.weight.requires_grad_(frozen != 'weight')
+    inputs = [tensor for tensor in (x, *conv.parameters()) if tensor.requires_grad]
+    composed = F.conv2d(x, standardize_weight(conv.weight), conv.bias, conv.stride, conv.padding, conv.dilation,
+                        conv.groups)
+    dy = torch.randn_like(composed)
+    for a, b in zip(torch.autograd.grad(conv(x), inputs, dy), torch.autograd.grad(composed, inputs, dy), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    if not frozen:
+        assert torch.autograd.gradgradcheck(lambda x, weight: standardized_convolution(
+            x, weight, None, (1, 1), (0, 0), (1, 1), 1), (x[:, :2, :3, :3], conv.weight[:2, :2]))
+
+
+def test_conv_ws_keeps_input_and_raw_kernel_for_backward():
+    conv, saved = ConvWS(8, 16, 3), []
+    x = torch.randn(1, 8, 6, 6, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        conv(x)
+    assert {t.data_ptr() for t in saved} == {x.data_ptr(), conv.weight.data_ptr(), conv.bias.data_ptr()}
+
+
+def test_conv_ws_refuses_mixed_dtypes_as_convolutions_do():
+    with pytest.raises(RuntimeError, match='same|dtype'):
+        ConvWS(4, 8, 3)(torch.randn(1, 4, 5, 5).double())
 
 
 def test_fan_in_of_one_is_refused():

@@ -59,7 +59,7 @@ def main() -> None:
         try:
             rows = BENCHMARKS[name].run(options)
             paths = write(name, rows, options, args.out)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             sys.exit(f'benchmark.py: {name} do not fit into the GPU; choose a smaller --crop or --batch')
         console.print(table(name.capitalize(), rows, BENCHMARKS[name].columns))
         console.print(f'Wrote {paths[0]} and {paths[1].name}')

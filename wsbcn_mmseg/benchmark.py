@@ -25,6 +25,7 @@ import mmcv
 import mmseg
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmengine.config import Config
@@ -292,39 +293,43 @@ LAYER_COLUMNS = {
 def draw_layers(rows: list[Row]) -> Figure:
     """Bars of forward and backward together, per shape, from the line of GroupNorm upwards (slower) or down."""
     rows = [row for row in rows if row['pass'] == 'both']
-    batches = sorted({row['shape'].split('x')[0] for row in rows})
-    names = list(dict.fromkeys((row['layer'], row['implementation']) for row in rows
-                               if (row['layer'], row['implementation']) != LAYER_BASES['vs_group_norm']))
-    most = max(len({row['shape'] for row in rows if row['shape'].startswith(f'{batch}x')}) for batch in batches)
-    figure = Figure(figsize=(13, 1 + 3 * len(batches)), layout='constrained')
-    for axes, batch in zip(figure.subplots(len(batches), squeeze=False, sharey=True)[:, 0], batches, strict=True):
-        part = [row for row in rows if row['shape'].split('x')[0] == batch]
-        shapes = list(dict.fromkeys(row['shape'] for row in part))
-        for index, name in enumerate(names):
-            ratios = {row['shape']: row['vs_group_norm'] for row in part
-                      if (row['layer'], row['implementation']) == name}
-            positions = [shapes.index(shape) + (index + 0.5) / (len(names) + 1) - 0.5 for shape in ratios]
-            bars = axes.bar(positions, [ratio - 1 for ratio in ratios.values()], 1 / (len(names) + 1), bottom=1,
-                            align='edge', color=COLOURS[index], label=' '.join(name))
-            axes.bar_label(bars, [f'{ratio:.1f}' for ratio in ratios.values()], fontsize=7, padding=1)
-        axes.set_xticks(range(len(shapes)), [_shape_label(shape) for shape in shapes])
-        axes.set_title(f'batch {batch}', loc='left')
+    batches = {}
+    for row in rows:
+        batches.setdefault(row['shape'].split('x')[0], []).append(row)
+    names = [name for name in dict.fromkeys(map(_name, rows)) if name != LAYER_BASES['vs_group_norm']]
+    most = max(len({row['shape'] for row in part}) for part in batches.values())
+    figure = Figure(figsize=(14, 1 + 3 * len(batches)), layout='constrained')
+    grid = figure.subplots(len(batches), squeeze=False, sharey=True)[:, 0]
+    for axes, (batch, part) in zip(grid, sorted(batches.items()), strict=True):
+        _draw_ratios(axes, part, names)
         axes.set_xlim(-0.6, most - 0.4)
-        axes.set_yscale('log', base=2)
-        axes.yaxis.set_major_formatter('{x:g}')
-        axes.margins(y=0.12)
-        axes.grid(axis='y', alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.axhline(1, color='black', linewidth=1)
+        axes.set_title(f'batch {batch} (channels, height × width)', loc='left')
     figure.supylabel('time of forward and backward / nn.GroupNorm')
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(names),
-                  frameon=False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(names), frameon=False)
     return figure
 
 
-def _shape_label(shape: str) -> str:
-    _, channels, height, width = shape.split('x')
-    return f'{channels}\n{height} × {width}'
+def _name(row: Row) -> tuple[str, str]:
+    return row['layer'], row['implementation']
+
+
+def _draw_ratios(axes: Axes, rows: list[Row], names: list[tuple[str, str]]) -> None:
+    shapes = list(dict.fromkeys(row['shape'] for row in rows))
+    width = 1 / (len(names) + 1)
+    for index, name in enumerate(names):
+        ratios = {shapes.index(row['shape']): row['vs_group_norm'] for row in rows if _name(row) == name}
+        left = [shape + width * (index + 0.5) - 0.5 for shape in ratios]
+        bars = axes.bar(left, [ratio - 1 for ratio in ratios.values()], width, bottom=1, align='edge',
+                        color=COLOURS[index], label=' '.join(name))
+        axes.bar_label(bars, [f'{ratio:.1f}' for ratio in ratios.values()], fontsize=7, padding=1)
+    sizes = [shape.split('x')[1:] for shape in shapes]
+    axes.set_xticks(range(len(shapes)), [f'{channels}\n{height} × {width}' for channels, height, width in sizes])
+    axes.set_yscale('log', base=2)
+    axes.yaxis.set_major_formatter('{x:g}')
+    axes.margins(y=0.12)
+    axes.grid(axis='y', alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.axhline(1, color='black', linewidth=1)
 
 
 # Networks
@@ -470,13 +475,16 @@ def machine(options: Options) -> Row:
             'date': datetime.date.today().isoformat()}
 
 
+def _dtype(benchmark: str, options: Options) -> str:
+    if benchmark == 'networks':
+        return 'amp_bfloat16' if options.amp else 'float32'
+    return str(options.dtype).removeprefix('torch.')
+
+
 def stem(benchmark: str, options: Options) -> str:
     """Name of the benchmark's files, without extension."""
-    dtype = str(options.dtype).removeprefix('torch.')
-    if benchmark == 'networks':
-        dtype = 'amp_bfloat16' if options.amp else 'float32'
     flags = [flag for flag in ('channels_last', 'cuda_graphs', 'quick') if getattr(options, flag)]
-    return '_'.join([benchmark, options.device, dtype, *flags])
+    return '_'.join([benchmark, options.device, _dtype(benchmark, options), *flags])
 
 
 def table(title: str, rows: list[Row], columns: dict[str, str]) -> Table:
@@ -497,11 +505,12 @@ def write(benchmark: str, rows: list[Row], options: Options, folder: Path) -> tu
     """Write the rows, with the machine's columns, and their plot; return the paths of the CSV and the PNG file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'{stem(benchmark, options)}.csv'
-    rows = [row | machine(options) for row in rows]
+    rows = [row | {'dtype': _dtype(benchmark, options)} | machine(options) for row in rows]
     with path.open('w', newline='') as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({key: f'{value:.5g}' if isinstance(value, float) else value for key, value in row.items()})
     figure = BENCHMARKS[benchmark].draw(rows)
     note = f'{rows[0]["machine"]}; torch {torch.__version__}; {path.stem}'
     figure.supxlabel(note, fontsize='small', x=0.99, ha='right')

@@ -1,7 +1,7 @@
 """A small synthetic stand-in for VOC 2012 and SBD, in the layouts of the real releases.
 
-Each of the 20 object classes is a combination of one of five colours, one of four textures and one of five shapes, so
-that colour alone does not tell the class. Two to four objects lie on a noisy background. It is there to try the whole
+Each of the 20 object classes is a combination of one of ten colours, a texture or none, and one of five shapes, so that
+colour alone does not tell the class. Two to four objects lie on a noisy background. It is there to try the whole
 pipeline in minutes; scores on it say nothing about scores on VOC.
 """
 
@@ -21,7 +21,8 @@ from scipy.sparse import csc_matrix
 from .voc_aug import NUM_CLASSES, VOID, save_label
 
 _MARKER = 'mini_voc.json'
-_COLOURS = np.array([[200, 60, 50], [205, 170, 50], [70, 165, 70], [60, 110, 200], [165, 80, 175]], np.float32)
+_COLOURS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60], [50, 190, 190], [45, 90, 210],
+                     [135, 60, 180], [235, 130, 190], [240, 240, 235], [45, 40, 40]], np.float32)
 _MIN_IMAGES = 7  # of two, three or four objects each: enough for every class once
 
 
@@ -183,11 +184,12 @@ def _draw_object(rng, image, instances, number, cls, cell):
     cos, sin = math.cos(angle), math.sin(angle)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
 
-    colour, texture = divmod(cls - 1, 4)
-    distance = _shape(u, v, (colour + 2 * texture) % 5)
+    colour, textured = divmod(cls - 1, 2)
+    texture = 1 + colour % 3 if textured else 0
+    distance = _shape(u, v, (colour + 2 * textured) % 5)
     alpha = np.clip((1 - distance) * radius + 0.5, 0, 1)[..., None]
     tone = 1 + 0.35 * _texture(u, v, texture, rng.uniform(0, 2 * math.pi)) + 0.12 * (u * rng.uniform(-1, 1) - v)
-    shade = (_COLOURS[colour] + rng.uniform(-18, 18, 3)) * rng.uniform(0.8, 1.15)
+    shade = (_COLOURS[colour] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
     image[rows, columns] += alpha * (tone[..., None] * shade.astype(np.float32) - image[rows, columns])
     instances[rows, columns][alpha[..., 0] >= 0.5] = number
 

@@ -1,9 +1,10 @@
 """Convolutions with Weight Standardization (Eq. 5-7)."""
 import mmcv.cnn  # noqa: F401  (registers a ConvWS of its own, which the ones below replace)
+import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from wsbcn_mmseg.ops import standardize_weight
+from wsbcn_mmseg.ops import standardize_weight, standardized_convolution
 
 
 class _WeightStandardized:
@@ -28,7 +29,15 @@ class _WeightStandardized:
         return standardize_weight(self.weight, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.standardized_weight(), self.bias)
+        padding = self.padding
+        if self.padding_mode != 'zeros' or isinstance(padding, str):  # as nn.Conv2d does
+            mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode)
+            padding = (0, ) * len(self.stride)
+        batch = x if x.dim() == self.weight.dim() else x.unsqueeze(0)
+        y = standardized_convolution(batch, self.weight, self.bias, self.stride, padding, self.dilation, self.groups,
+                                     self.eps)
+        return y if batch is x else y.squeeze(0)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, eps={self.eps}'

@@ -124,4 +124,5 @@ def _implementation(impl: str, x: Tensor):
 
 def _triton_serves(x: Tensor) -> bool:
     return (x.is_cuda and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+            and not torch.compiler.is_compiling()  # which fuses the stock operators by itself
             and importlib.util.find_spec('triton') is not None)

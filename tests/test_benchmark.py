@@ -1,0 +1,94 @@
+"""What the benchmark counts and writes; not what it times."""
+import csv
+import runpy
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from wsbcn_mmseg import benchmark
+from wsbcn_mmseg.benchmark import Options
+
+SHAPE = (2, 64, 9, 7)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Beside other busy processes, threads that wait for each other take many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def key(row) -> tuple:
+    return row['layer'], row['implementation'], row['shape'], row['pass']
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_layers(dtype, channels_last):
+    rows = benchmark.layers(Options(dtype=dtype, channels_last=channels_last, repeats=2), [SHAPE])
+    assert len({key(row) for row in rows}) == len(rows) == 5 * 3
+    assert {row['pass'] for row in rows} == {'forward', 'backward', 'both'}
+    for row in rows:
+        assert min(row['ms'], row['copy_ms'], row['copy_bandwidth_share'], *map(row.get, benchmark.LAYER_BASES)) > 0
+        if (row['layer'], row['implementation']) == ('GroupNorm', 'native'):
+            assert row['vs_group_norm'] == 1
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_fused_bcn_keeps_its_input_and_little_else(channels_last):
+    rows = benchmark.layers(Options(channels_last=channels_last, repeats=1), [SHAPE])
+    kept = {(row['layer'], row['implementation']): row['saved_bytes'] for row in rows}
+    activation, planes = 4 * torch.Size(SHAPE).numel(), 4 * 2 * 64
+    for name in ('BCN micro-batch', 'BCN large-batch'):
+        assert activation < kept[name, 'fused'] <= activation + 4 * planes
+    assert kept['BCN micro-batch', 'reference'] >= 3 * activation
+    assert kept['GroupNorm', 'native'] <= activation + planes
+
+
+def test_one_value_per_channel_leaves_out_who_cannot():
+    rows = benchmark.layers(Options(repeats=1), [(1, 64, 1, 1)])
+    assert {row['layer'] for row in rows} == {'GroupNorm', 'BCN micro-batch'}
+    assert {row['vs_batch_norm'] for row in rows} == {None}
+
+
+def test_networks(root, tmp_path, monkeypatch):
+    chosen = [network for network in benchmark._networks('cpu') if network.implementation in ('native', 'reference')]
+    monkeypatch.setattr(benchmark, '_networks', lambda device: [chosen[0], chosen[-1]])
+    options = Options(repeats=1, crop=33, depths=[50], configs=root / 'configs')
+    bn, plain = rows = benchmark.networks(options)
+    assert key(bn) == ('BN', 'native', '2x3x33x33', 'training step') and bn['network'] == 'DeepLabV3-R50'
+    assert bn['vs_bn'] == bn['saved_vs_bn'] == 1 and plain['vs_bn'] > 0 and plain['saved_vs_bn'] > 1
+    _, plot = benchmark.write('networks', rows, options, tmp_path)
+    assert Image.open(plot).format == 'PNG'
+
+
+@pytest.fixture
+def run_tool(root, monkeypatch):
+    """The command, in this process: importing OpenMMLab once more would take longer than what it measures here."""
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['benchmark.py', *map(str, arguments)])
+        runpy.run_path(str(root / 'tools' / 'benchmark.py'), run_name='__main__')
+    return run
+
+
+def test_tool_writes_table_csv_and_plot(run_tool, tmp_path, capsys):
+    run_tool('layers', '--quick', '--repeats', 1, '--threads', 1, '--device', 'cpu', '--out', tmp_path / 'new')
+    output = capsys.readouterr().out
+    assert '2x2048x33x33' in output and 'BCN micro-batch' in output
+    path = tmp_path / 'new' / 'layers_cpu_float32_quick.csv'
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({key(row) for row in rows}) == len(rows) == 3 * 5 * 3
+    assert {'machine', 'threads', 'torch', 'triton', 'wsbcn_mmseg', 'date', 'device', 'memory_format'} <= set(rows[0])
+    assert rows[0]['threads'] == '1' and rows[0]['torch'] == torch.__version__
+    assert Image.open(path.with_suffix('.png')).format == 'PNG'
+
+
+def test_tool_refuses_in_one_sentence(run_tool, capsys):
+    with pytest.raises(SystemExit):
+        run_tool('layer')
+    assert 'choose from layers, networks' in capsys.readouterr().err.splitlines()[-1]

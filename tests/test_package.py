@@ -1,0 +1,111 @@
+"""Installing, importing, and what README says."""
+import importlib.metadata
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+
+from wsbcn_mmseg import stack
+from wsbcn_mmseg.layers import BCN, ConvWS
+
+
+def test_readme_snippet_is_a_config_that_works(root, tmp_path):
+    snippet = re.search(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.S)[1]
+    (tmp_path / 'config.py').write_text(snippet)
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    norms = [m for m in model.modules() if isinstance(m, BCN)]
+    assert len(norms) == 55 and sum(isinstance(m, ConvWS) for m in model.modules()) == 55
+    assert [hook['type'] for hook in cfg.custom_hooks] == ['BCNUpdateRateHook', 'SyncNormStatisticsHook']
+
+
+def test_readme_names_files_that_exist(root):
+    text = (root / 'README.md').read_text()
+    for name in re.findall(r'(?:tools|configs|docs|tests)/[\w/.-]+\.(?:py|sh|md|png)', text):
+        assert (root / name).exists(), name
+
+
+def test_table_11_has_a_config_per_row(root):
+    rows = re.findall(r'^\| `(\w+)` \|', (root / 'README.md').read_text(), re.M)
+    configs = {path.name for path in (root / 'configs').glob('deeplabv3_r101_*_voc.py')}
+    assert configs == {f'deeplabv3_r101_{row}_voc.py' for row in rows if row not in ('onedl', 'openmmlab')}
+
+
+@pytest.mark.parametrize('missing', ['mmcv', 'mmengine', 'mmseg'])
+def test_a_missing_package_is_one_sentence(missing):
+    code = ('import importlib.util as u, sys\nfind = u.find_spec\n'
+            f'u.find_spec = lambda name, *a: None if name == {missing!r} else find(name, *a)\nimport wsbcn_mmseg')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == (f"ImportError: wsbcn_mmseg needs {missing}, not installed here; "
+                    "run: pip install 'wsbcn_mmseg[onedl]'")
+
+
+def test_two_distributions_over_each_other_are_named(monkeypatch):
+    real = importlib.metadata.version
+    both = ('mmcv', 'onedl-mmcv')
+    monkeypatch.setattr(stack, 'version', lambda name: '1' if name in both else real(name))
+    with pytest.raises(ImportError, match='mmcv and onedl-mmcv lie over each other.*pip uninstall -y mmcv onedl-mmcv'):
+        stack.check_stack()
+
+
+def test_importing_changes_nothing_but_registries():
+    code = ('import random, torch, warnings, mmseg.models, mmseg.datasets\n'
+            'state = lambda: (torch.get_default_dtype(), torch.backends.cudnn.benchmark, torch.initial_seed(),'
+            ' warnings.filters[:], random.getstate(), torch.get_num_threads())\n'
+            'before = state()\nimport wsbcn_mmseg\nassert state() == before')
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    from conftest import ROOT
+    folder = tmp_path_factory.mktemp('wheel')
+    command = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+    files = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split('\0')
+    source = folder / 'source'
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', str(folder),
+                    str(source)], check=True, capture_output=True)
+    return next(folder.glob('*.whl'))
+
+
+def test_wheel_carries_configs_and_tools(wheel, root):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ('configs', 'tools'):
+        for path in (root / folder).rglob('*.py'):
+            assert f'wsbcn_mmseg/.mim/{path.relative_to(root)}' in names
+    assert 'wsbcn_mmseg/.mim/tools/dist_train.sh' in names and not any(name.startswith('tests') for name in names)
+
+
+def test_installed_package_imports_from_any_folder_and_trains_by_its_own_tools(wheel, tmp_path):
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(tmp_path / 'site'),
+                    str(wheel)], check=True, capture_output=True)
+    code = ('import wsbcn_mmseg; from mmengine.registry import MODELS; '
+            'print(wsbcn_mmseg.__file__, MODELS.get("BCN"))')
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True,
+                            env={'PYTHONPATH': str(tmp_path / 'site')})
+    assert str(tmp_path / 'site') in result.stdout and 'BCN' in result.stdout
+    mim = tmp_path / 'site' / 'wsbcn_mmseg' / '.mim'
+    result = subprocess.run([sys.executable, str(mim / 'tools' / 'train.py'),
+                             str(mim / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py')], cwd=tmp_path, text=True,
+                            capture_output=True, env={'PYTHONPATH': str(tmp_path / 'site')})
+    assert 'train.py: data folder' in result.stderr
+
+
+def test_extras_offer_both_stacks_and_force_neither():
+    metadata = importlib.metadata.metadata('wsbcn_mmseg')
+    requires = metadata.get_all('Requires-Dist')
+    assert [r for r in requires if 'extra' not in r] == ['torch>=2.4']
+    assert {'onedl', 'openmmlab'} <= set(metadata.get_all('Provides-Extra'))
+    assert torch.__version__ >= '2.4'

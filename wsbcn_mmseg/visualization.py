@@ -1,0 +1,89 @@
+"""Pictures of a finished run: training curves, and predictions beside the truth."""
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Patch
+from mmseg.datasets import PascalVOCDataset
+from PIL import Image
+
+CLASSES = PascalVOCDataset.METAINFO['classes']
+PALETTE = np.array(PascalVOCDataset.METAINFO['palette'], np.uint8)
+VOID = 255
+
+
+def read_scalars(work_dir: str | Path) -> list[dict]:
+    """What a run logged, one dictionary per line, oldest first; resumed runs are joined.
+
+    Raises:
+        FileNotFoundError: If the folder holds no log of a run.
+    """
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json of a training run')
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def plot_curves(work_dir: str | Path, out: str | Path) -> None:
+    """Loss, learning rate and mIoU over iterations, as one picture.
+
+    Args:
+        work_dir: Folder of a run.
+        out: Picture to write; the suffix says the format.
+
+    Raises:
+        FileNotFoundError: As :func:`read_scalars`.
+    """
+    scalars = read_scalars(work_dir)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout='constrained')
+    for axis, key, title in zip(axes, ('loss', 'lr', 'mIoU'), ('Training loss', 'Learning rate', 'mIoU (%)'),
+                                strict=True):
+        points = [(line.get('step'), line[key]) for line in scalars if key in line]
+        axis.plot(*zip(*points, strict=True) if points else ((), ()), marker='o' if key == 'mIoU' else None,
+                  color='#0072B2')
+        axis.set(title=title, xlabel='Iteration')
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def plot_predictions(voc_root: str | Path, predictions: str | Path, out: str | Path, count: int = 6) -> None:
+    """Images of the validation split, their truth and their predictions, side by side with a legend.
+
+    Args:
+        voc_root: VOC2012 folder.
+        predictions: Folder of label PNGs, as ``tools/test.py --out`` writes them.
+        out: Picture to write.
+        count: Images to show, evenly spaced over the split. Defaults to 6.
+
+    Raises:
+        FileNotFoundError: If the folder holds no predictions.
+    """
+    voc_root = Path(voc_root)
+    files = sorted(Path(predictions).glob('*.png'))
+    if not files:
+        raise FileNotFoundError(f'{predictions} holds no predictions; tools/test.py --out writes them')
+    files = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    figure, axes = plt.subplots(len(files), 3, figsize=(9, 2.6 * len(files)), layout='constrained', squeeze=False)
+    shown = set()
+    for row, file in zip(axes, files, strict=True):
+        image = Image.open(voc_root / 'JPEGImages' / f'{file.stem}.jpg')
+        truth = np.asarray(Image.open(voc_root / 'SegmentationClass' / file.name))
+        prediction = np.asarray(Image.open(file))
+        shown |= set(np.unique(truth)) | set(np.unique(prediction))
+        for axis, picture in zip(row, (image, colour(truth), colour(prediction)), strict=True):
+            axis.imshow(picture)
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], ('Image', 'Truth (white: void)', 'Prediction'), strict=True):
+        axis.set_title(title)
+    patches = [Patch(color=PALETTE[c] / 255, label=CLASSES[c]) for c in sorted(shown - {VOID})]
+    figure.legend(handles=patches, loc='outside lower center', ncols=6, frameon=False)
+    figure.savefig(out, dpi=100)
+    plt.close(figure)
+
+
+def colour(label: np.ndarray) -> np.ndarray:
+    """Class map (H, W) as a picture (H, W, 3) in the VOC palette, void in white."""
+    return np.where((label == VOID)[..., None], np.uint8(255), PALETTE[np.minimum(label, len(PALETTE) - 1)])
