@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)
 
 
+# Of the user's own trainings
+for variable in ('PRETRAINED', 'VOC_ROOT', 'WSBCN_IMPL', 'WORLD_SIZE', 'NNODES', 'NODE_RANK', 'PORT'):
+    os.environ.pop(variable, None)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

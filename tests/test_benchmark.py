@@ -44,7 +44,7 @@ def test_fused_bcn_keeps_its_input_and_little_else(channels_last):
     kept = {(row['layer'], row['implementation']): row['saved_bytes'] for row in rows}
     activation, planes = 4 * torch.Size(SHAPE).numel(), 4 * 2 * 64
     for name in ('BCN micro-batch', 'BCN large-batch'):
-        assert activation < kept[name, 'fused'] <= activation + 4 * planes
+        assert activation < kept[name, 'fused'] <= activation + 8 * planes
     assert kept['BCN micro-batch', 'reference'] >= 3 * activation
     assert kept['GroupNorm', 'native'] <= activation + planes
 

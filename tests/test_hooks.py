@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from wsbcn_mmseg.engine import BCNUpdateRateHook, SyncNormStatisticsHook
-from wsbcn_mmseg.engine.checkpoint import run_state_allowed
+from wsbcn_mmseg.engine.checkpoint import read_checkpoint, safe_loading
 from wsbcn_mmseg.layers import BCN, ConvWS
 
 
@@ -164,7 +164,7 @@ def test_resumed_runs_go_on(tmp_path):
     model.load_state_dict(start)
     runner, _ = make_runner(tmp_path / 'part', dict(type='BCNUpdateRateHook'), model=model, iterations=3)
     runner.train()
-    with run_state_allowed():
+    with safe_loading():
         runner, rest = make_runner(tmp_path / 'part', dict(type='BCNUpdateRateHook'), resume=True)
         runner.train()
     assert rest.rates == full.rates[3:]
@@ -219,8 +219,7 @@ def _train_two_ranks(rank, folder, ema):
     torch.distributed.all_gather(others, statistics)
     assert torch.equal(others[0], others[1]), 'both ranks validated the same network'
     assert (layer.bn.running_mean != 0).all()
-    with run_state_allowed():
-        saved = torch.load(f'{folder}/iter_6.pth', weights_only=True)['state_dict']
+    saved = read_checkpoint(f'{folder}/iter_6.pth')['state_dict']
     for name, value in seen[-1].items():
         assert torch.equal(saved[name], value), f'{name}: what is saved is what was validated'
 

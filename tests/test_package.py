@@ -45,7 +45,12 @@ def test_a_missing_package_is_one_sentence(missing):
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     last = result.stderr.strip().splitlines()[-1]
     assert last == (f"ImportError: wsbcn_mmseg needs {missing}, not installed here; "
-                    "run: pip install 'wsbcn_mmseg[onedl]'")
+                    f'run: {stack.INSTALL}')
+
+
+def test_the_advised_command_is_the_requirements_file(root):
+    lines = (root / 'requirements' / 'onedl.txt').read_text().splitlines()
+    assert stack.INSTALL == 'pip install ' + ' '.join(line for line in lines if not line.startswith('#'))
 
 
 def test_two_distributions_over_each_other_are_named(monkeypatch):

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_tool
+from mmengine.runner import load_checkpoint
 from PIL import Image
+
+from wsbcn_mmseg.engine.checkpoint import read_checkpoint, read_weights, safe_loading
 
 CONFIG = ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py'
 MICRO = ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_micro_voc.py'
@@ -97,16 +100,43 @@ def test_mistakes_are_one_sentence_also_before_processes_start(arguments, senten
     assert result.returncode != 0 and len(own) == 1 and sentence in own[0], result.stderr
 
 
-def test_malicious_checkpoints_are_not_run(tmp_path, mini_voc):
-    class Trap:
+class Call:
+    """Pickles as a call."""
 
-        def __reduce__(self):
-            return (open, (str(tmp_path / 'trapped'), 'w'))
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
 
-    torch.save(dict(state_dict=Trap()), tmp_path / 'trap.pth')
-    result = run_tool('test.py', CONFIG, tmp_path / 'trap.pth', check=False, VOC_ROOT=str(mini_voc))
-    assert result.returncode != 0 and 'cannot be read as a checkpoint' in result.stderr
-    assert not (tmp_path / 'trapped').exists()
+    def __reduce__(self):
+        return self.call
+
+
+def traps(path):
+    """What would run code when read without care; the second by means that weights-only reading allows."""
+    code = f"open({str(path)!r}, 'w').close()"
+    evaluate = Call(getattr, Call(getattr, getattr, '__self__'), 'eval')
+    return [Call(open, str(path), 'w'),
+            Call(torch._tensor._rebuild_from_type_v2, evaluate, torch.Tensor, (code, ), None)]
+
+
+@pytest.mark.parametrize('kind', [0, 1])
+def test_malicious_checkpoints_are_not_run(kind, tmp_path):
+    trapped = tmp_path / 'trapped'
+    torch.save(dict(state_dict=traps(trapped)[kind]), tmp_path / 'trap.pth')
+    with pytest.raises(ValueError, match='cannot be read as a checkpoint of weights'):
+        read_checkpoint(tmp_path / 'trap.pth')
+    with safe_loading(), pytest.raises(ValueError, match='cannot be read'):
+        load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / 'trap.pth'))
+    assert not trapped.exists()
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'PK', bytes(range(256)) * 4])
+def test_damaged_checkpoints_are_one_sentence(content, tmp_path):
+    (tmp_path / 'x.pth').write_bytes(content)
+    with pytest.raises(ValueError, match='x.pth cannot be read as a checkpoint of weights'):
+        read_weights(tmp_path / 'x.pth')
+    torch.save({1: torch.zeros(1), 'state_dict': [1]}, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match='holds no weights'):
+        read_weights(tmp_path / 'x.pth')
 
 
 def test_logs_hold_what_the_curves_need(mini_voc, tmp_path):

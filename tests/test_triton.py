@@ -97,8 +97,9 @@ def run(function, x, tensors, mode: Mode, dy, rate=0.1, dtype=torch.float32, syn
     x = x.detach().requires_grad_()
     gamma_b, beta_b, mean, var, gamma_c, beta_c = (t.detach().to(dtype) for t in tensors)
     parameters = [p.requires_grad_() for p in (gamma_b, beta_b, gamma_c, beta_c)]
-    y, mean, var, finite = function(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, len(gamma_c), *mode, rate, 1e-5,
+    y, mean, var, finite = function(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, len(gamma_c), *mode[1:], rate, 1e-5,
                                     sync)
+    finite = torch.ones_like(mean, dtype=torch.bool) if finite is None else finite
     return Result(y.detach(), mean, var, finite, torch.autograd.grad(y, [x, *parameters], dy))
 
 
@@ -164,7 +165,7 @@ def test_estimates_over_several_steps():
     for step in range(3):
         x = torch.randn(2, 6, 5, 7, device=DEVICE) * (step + 1) + step
         rate = torch.tensor(0.3 / (step + 1), dtype=torch.float64, device=DEVICE if step else 'cpu')
-        got, expected = ([*t[:2], *function(x, t[0], t[1], t[2], t[3], t[4], t[5], 3, *MODES['micro_batch'], rate,
+        got, expected = ([*t[:2], *function(x, t[0], t[1], t[2], t[3], t[4], t[5], 3, *MODES['micro_batch'][1:], rate,
                                             1e-5, False)[1:3], *t[4:]]
                          for function, t in ((batch_channel_norm_triton, got),
                                              (batch_channel_norm_reference, expected)))

@@ -4,6 +4,7 @@
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 SECONDS=0
+unset PRETRAINED WSBCN_IMPL NNODES NODE_RANK WORLD_SIZE PORT  # of real trainings
 source "$ROOT/tools/environment.sh"
 environment "$ROOT"
 cd "$ROOT"
@@ -19,7 +20,8 @@ python tools/prepare_voc_aug.py "$VOC_ROOT" --sbd "$DATA/benchmark_RELEASE" --ex
 PROCESSES=$(python -c 'import torch; print(min(torch.cuda.device_count(), 2) or 2)')
 rm -rf "$OUT"
 bash tools/dist_train.sh "$CONFIG" "$PROCESSES" --work-dir "$OUT"
-bash tools/dist_test.sh "$CONFIG" "$OUT/$(cat "$OUT/last_checkpoint" | xargs basename)" "$PROCESSES" \
+CHECKPOINT=$(<"$OUT/last_checkpoint")
+bash tools/dist_test.sh "$CONFIG" "$OUT/${CHECKPOINT##*/}" "$PROCESSES" \
     --work-dir "$OUT/test" --out "$OUT/predictions" 2>&1 | tee "$OUT/test.log"
 sed -n '/^+---/,/^+---.*$/p; /^|/p' "$OUT/test.log" | uniq > "$OUT/miou.txt"
 grep -o 'aAcc.*mAcc: *[0-9.]*' "$OUT/test.log" >> "$OUT/miou.txt"

@@ -7,4 +7,4 @@ if [[ $# -lt 3 || ! $3 =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 CONFIG=$1 CHECKPOINT=$2 GPUS=$3
-exec "$(dirname "$0")/torchrun.sh" test.py "$GPUS" "$CONFIG" "$CHECKPOINT" "${@:4}"
+exec bash "$(dirname "$0")/torchrun.sh" test.py "$GPUS" "$CONFIG" "$CHECKPOINT" "${@:4}"

@@ -8,4 +8,4 @@ if [[ $# -lt 2 || ! $2 =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 CONFIG=$1 GPUS=$2
-exec "$(dirname "$0")/torchrun.sh" train.py "$GPUS" "$CONFIG" "${@:3}"
+exec bash "$(dirname "$0")/torchrun.sh" train.py "$GPUS" "$CONFIG" "${@:3}"

@@ -1,15 +1,23 @@
-#!/usr/bin/env bash
-# Sourced by demo.sh and run_tests.sh: makes .venv beside the sources if there is none, and enters it.
-# PYTHON (python3) makes it; STACK (onedl) is the set of OpenMMLab distributions in requirements/ to install.
+# Sourced by demo.sh and run_tests.sh: environment ROOT makes ROOT/.venv if there is none, and enters it.
+# PYTHON (python3) makes it; STACK (onedl, or openmmlab) says which OpenMMLab distributions, TORCH (torch==2.13.0) which
+# torch to install.
 environment() {
-    local root=$1 venv=$1/.venv stamp
-    stamp=$venv/.installed-$(cat "$root"/setup.py "$root"/requirements/*.txt | cksum | cut -d' ' -f1)
+    local root=$1 venv=$1/.venv stack=${STACK:-onedl} torch=${TORCH:-torch==2.13.0} stamp
+    if [[ -f $venv/.stack && $(<"$venv/.stack") != "$stack" ]]; then
+        echo "$venv holds the $(<"$venv/.stack") distributions; delete it to install $stack" >&2
+        exit 1
+    fi
+    stamp=$venv/.installed-$(cat "$root/setup.py" "$root/requirements/$stack.txt" - <<< "$torch" | cksum | cut -d' ' -f1)
     if [[ ! -f $stamp ]]; then
         [[ -d $venv ]] || "${PYTHON:-python3}" -m venv "$venv"
         echo "Installing into $venv"
-        # Without a GPU the CPU build does, and is ten times smaller; an index may offer it under the same name.
-        "$venv/bin/pip" install --quiet "${TORCH:-torch==2.13.0}"
-        "$venv/bin/pip" install --quiet -r "$root/requirements/${STACK:-onedl}.txt" -r "$root/requirements/tests.txt"
+        echo "$stack" > "$venv/.stack"
+        "$venv/bin/pip" install --quiet "$torch"
+        if [[ $stack == openmmlab ]]; then  # mmcv compiles, against the torch that is there
+            "$venv/bin/pip" install --quiet 'setuptools<81' wheel ninja psutil
+            "$venv/bin/pip" install --quiet --no-build-isolation mmcv==2.1.0
+        fi
+        "$venv/bin/pip" install --quiet -r "$root/requirements/$stack.txt"
         "$venv/bin/pip" install --quiet --no-deps --editable "$root"
         touch "$stamp"
     fi

@@ -5,5 +5,8 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 source "$ROOT/tools/environment.sh"
 environment "$ROOT"
 cd "$ROOT"
+pip install --quiet -r requirements/tests.txt
+# CUDA builds of torch bring the Triton they need; the CPU build brings none, and Triton's interpreter wants one.
+python -c 'import triton' 2> /dev/null || pip install --quiet --no-deps 'triton>=3.7.1'
 ruff check .
 python -m pytest "$@"

@@ -6,13 +6,14 @@ import sys
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from wsbcn_mmseg.engine.checkpoint import run_state_allowed
+from wsbcn_mmseg.engine.checkpoint import safe_loading
 from wsbcn_mmseg.engine.launch import (
     UsageError,
     check_checkpoint,
     check_data,
-    check_processes,
+    check_gpus,
     load_config,
+    num_classes,
     start_processes,
 )
 
@@ -36,17 +37,20 @@ def parse_args() -> argparse.Namespace:
 def set_up(args: argparse.Namespace) -> Config:
     """The config to run, checked."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    options = {'train_dataloader.batch_size': None}  # testing shares no batch
-    check_processes(cfg, options)
+    check_gpus()
     check_data(cfg, ('test', ))
-    check_checkpoint(cfg, args.checkpoint)
+    check_checkpoint(args.checkpoint, num_classes(cfg))
     cfg.load_from = args.checkpoint
     cfg.model.pop('init_cfg', None)
     cfg.model.get('backbone', {}).pop('init_cfg', None)  # the checkpoint has it all
     if args.show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            raise UsageError(f'--show-dir needs a visualization hook in default_hooks, which {args.config} has not')
         cfg.default_hooks.visualization.draw = True
         cfg.visualizer.save_dir = args.show_dir
     if args.out:
+        if not isinstance(cfg.test_evaluator, dict):
+            raise UsageError(f'--out needs one test_evaluator, {args.config} has {len(cfg.test_evaluator)}')
         cfg.test_evaluator.output_dir = args.out
     if args.tta:
         if 'tta_pipeline' not in cfg:
@@ -65,7 +69,7 @@ def main() -> None:
     if args.check:
         return
     start_processes(cfg)
-    with run_state_allowed():
+    with safe_loading():
         Runner.from_cfg(cfg).test()
 
 

@@ -7,13 +7,15 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from wsbcn_mmseg.engine.checkpoint import run_state_allowed
+from wsbcn_mmseg.engine.checkpoint import safe_loading
 from wsbcn_mmseg.engine.launch import (
     UsageError,
+    check_batch,
     check_checkpoint,
     check_data,
-    check_processes,
+    check_gpus,
     load_config,
+    num_classes,
     start_processes,
 )
 
@@ -35,11 +37,14 @@ def parse_args() -> argparse.Namespace:
 def set_up(args: argparse.Namespace) -> Config:
     """The config to run, checked."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    check_processes(cfg, args.cfg_options)
+    check_gpus()
+    check_batch(cfg, args.cfg_options)
     check_data(cfg, ('train', 'val'))
-    for path in (cfg.get('load_from'), (cfg.model.get('backbone', {}).get('init_cfg') or {}).get('checkpoint')):
-        if path and '://' not in path:
-            check_checkpoint(cfg, path)
+    if cfg.get('load_from'):
+        check_checkpoint(cfg.load_from, num_classes(cfg))
+    init_cfg = cfg.model.get('backbone', {}).get('init_cfg')
+    if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
+        check_checkpoint(init_cfg['checkpoint'])
     if args.amp:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs a GPU')
@@ -58,7 +63,7 @@ def main() -> None:
     if args.check:
         return
     start_processes(cfg)
-    with run_state_allowed():  # resuming reads what this command wrote
+    with safe_loading():
         Runner.from_cfg(cfg).train()
 
 

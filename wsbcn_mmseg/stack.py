@@ -11,7 +11,7 @@ DISTRIBUTIONS = {
     'mmcv': (('mmcv', 'mmcv-lite'), 'onedl-mmcv'),
     'mmseg': (('mmsegmentation', ), 'onedl-mmsegmentation'),
 }
-INSTALL = "pip install 'wsbcn_mmseg[onedl]'"
+INSTALL = 'pip install onedl-mmcv==2.3.6 onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2'
 
 
 def _installed(distribution: str) -> bool:

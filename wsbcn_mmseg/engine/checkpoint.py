@@ -6,20 +6,28 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+
+
+def _history_method(owner, name: str):
+    """Stands in for ``getattr``, by which a HistoryBuffer pickles its statistics methods; free ``getattr`` would give a
+    file the run of the interpreter."""
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise pickle.UnpicklingError(f'{name} of {owner} is not among the things a checkpoint may hold')
+    return getattr(owner, name)
+
+
+_history_method.__module__, _history_method.__qualname__ = 'builtins', 'getattr'  # the name it answers to in files
 
 # What MMEngine's message hub stores beside the weights of a run, and nothing else.
 _RUN_STATE = [
-    HistoryBuffer, np.ndarray, np.dtype, np.float64(0).__reduce__()[0], np.array(0).__reduce__()[0], getattr,
+    HistoryBuffer, _history_method, np.ndarray, np.dtype, np.float64(0).__reduce__()[0], np.array(0).__reduce__()[0],
     *{type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint64', 'bool')}
 ]
 
 
 @contextmanager
-def run_state_allowed():
-    """Within the context, ``torch.load(..., weights_only=True)`` also accepts what a run of MMEngine's saves.
-
-    Since torch 2.6 weights-only is the default, and refuses that state: a run of one's own could not be resumed.
-    """
+def _run_state_allowed():
     before = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals(_RUN_STATE)
     try:
@@ -29,8 +37,12 @@ def run_state_allowed():
         torch.serialization.add_safe_globals(before)
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint file as a dictionary, on the CPU, read with ``weights_only=True``.
+def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
+    """A checkpoint file as a dictionary, read with ``weights_only=True``; what a run of MMEngine's saves is accepted.
+
+    Args:
+        path: The file.
+        map_location: As :func:`torch.load` takes it. Defaults to the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -39,10 +51,11 @@ def read_checkpoint(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        with run_state_allowed():
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f'{path} cannot be read as a checkpoint of weights: {str(error).splitlines()[0]}') from error
+        with _run_state_allowed():
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # files of any content raise errors of any kind
+        reason = 'it holds more than weights' if 'Unsupported' in str(error) or 'may hold' in str(error) else 'damaged?'
+        raise ValueError(f'{path} cannot be read as a checkpoint of weights ({reason})') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dictionary of weights')
     return checkpoint
@@ -56,5 +69,22 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     checkpoint = read_checkpoint(path)
     state_dict = checkpoint.get('state_dict', checkpoint)
-    return {name.removeprefix('module.'): value for name, value in state_dict.items()
-            if isinstance(value, torch.Tensor)}
+    weights = {name.removeprefix('module.'): value for name, value in state_dict.items()
+               if isinstance(name, str) and isinstance(value, torch.Tensor)} if isinstance(state_dict, dict) else {}
+    if not weights:
+        raise ValueError(f'{path} holds no weights')
+    return weights
+
+
+@contextmanager
+def safe_loading():
+    """Within, MMEngine's runner reads checkpoint files by :func:`read_checkpoint`.
+
+    Its own loader either refuses the state of its own runs (upstream with torch 2.6 and later) or, where it cannot read
+    a file safely, reads it unsafely (OneDL).
+    """
+    CheckpointLoader.register_scheme('', read_checkpoint, force=True)
+    try:
+        yield
+    finally:
+        CheckpointLoader.register_scheme('', load_from_local, force=True)

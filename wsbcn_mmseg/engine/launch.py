@@ -34,21 +34,25 @@ def load_config(path: str, options: dict | None, work_dir: str | None, launcher:
     return cfg
 
 
-def check_processes(cfg: Config, options: dict | None) -> None:
-    """The number of processes must divide the total batch size, and every process needs a GPU if there are any."""
-    processes = int(os.environ.get('WORLD_SIZE', 1))
-    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+def check_gpus() -> None:
+    """Every process on this machine needs a GPU, if there are any."""
+    here = int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1)
     gpus = torch.cuda.device_count()
     if 0 < gpus < here:
         raise UsageError(f'{here} processes were asked for, but this machine has {gpus} GPUs; ask for at most {gpus}')
-    total = cfg.get('total_batch_size')
-    if total and total % processes and 'train_dataloader.batch_size' not in (options or {}):
-        divisors = [n for n in range(1, total + 1) if total % n == 0]
-        nearest = [max((n for n in divisors if n < processes), default=None),
-                   min((n for n in divisors if n > processes), default=None)]
-        raise UsageError(f'{processes} processes cannot share a total batch of {total} images; take '
-                         f'{" or ".join(str(n) for n in nearest if n)} processes, or say how many images each takes: '
-                         '--cfg-options train_dataloader.batch_size=N')
+
+
+def check_batch(cfg: Config, options: dict | None) -> None:
+    """The number of processes must divide the total batch size, unless somebody said how many images each takes."""
+    processes, total = int(os.environ.get('WORLD_SIZE', 1)), cfg.get('total_batch_size')
+    if not total or total % processes == 0 or 'train_dataloader.batch_size' in (options or {}):
+        return
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    nearest = [max((n for n in divisors if n < processes), default=None),
+               min((n for n in divisors if n > processes), default=None)]
+    raise UsageError(f'{processes} processes cannot share a total batch of {total} images; take '
+                     f'{" or ".join(str(n) for n in nearest if n)} processes, or say how many images each takes: '
+                     '--cfg-options train_dataloader.batch_size=N')
 
 
 def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
@@ -56,6 +60,8 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     for phase in phases:
         for dataset in _datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset', {})):
+            if '://' in (dataset.get('data_root') or ''):
+                continue  # remote storage answers for itself
             root = Path(dataset.get('data_root') or '.')
             if not root.is_dir():
                 raise UsageError(f'data folder {root} does not exist; set VOC_ROOT to your VOCdevkit/VOC2012, '
@@ -64,6 +70,9 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
             if ann_file and not (root / ann_file).is_file():
                 raise UsageError(f'{root / ann_file} does not exist; tools/prepare_voc_aug.py makes the augmented '
                                  'training list and labels')
+            for folder in (dataset.get('data_prefix') or {}).values():
+                if not (root / folder).is_dir():
+                    raise UsageError(f'{root / folder} does not exist; is the data complete?')
             _check_classes(cfg, dataset)
 
 
@@ -78,25 +87,31 @@ def _datasets(dataset: dict) -> Iterator[dict]:
 
 
 def _check_classes(cfg: Config, dataset: dict) -> None:
-    heads = cfg.model.get('decode_head')
-    head = heads[-1] if isinstance(heads, (list, tuple)) else heads
     with DATASETS.switch_scope_and_registry(None) as registry:
         dataset_type = registry.get(dataset['type'])
     classes = (dataset.get('metainfo') or {}).get('classes') or getattr(dataset_type, 'METAINFO', {}).get('classes')
-    if head and classes and 'num_classes' in head and head['num_classes'] != len(classes):
-        raise UsageError(f"the model has {head['num_classes']} classes, but {dataset['type']} has {len(classes)}; "
+    model_classes = num_classes(cfg)
+    if classes and model_classes and model_classes != len(classes):
+        raise UsageError(f"the model has {model_classes} classes, but {dataset['type']} has {len(classes)}; "
                          f'set model.decode_head.num_classes={len(classes)}')
 
 
-def check_checkpoint(cfg: Config, path: str) -> None:
-    """The file must be readable without running code in it, and have as many classes as the model."""
+def num_classes(cfg: Config) -> int | None:
+    """Classes of the (last) decode head, None where the model has none."""
+    head = cfg.model.get('decode_head')
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    return head.get('num_classes') if head else None
+
+
+def check_checkpoint(path: str, classes: int | None = None) -> None:
+    """The file must be readable without running code in it and, if asked, have as many classes as the model."""
+    if '://' in path:
+        return
     try:
         weights = read_weights(path)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from error
     head = weights.get('decode_head.conv_seg.weight')
-    classes = cfg.model.get('decode_head', {}).get('num_classes') if not isinstance(
-        cfg.model.get('decode_head'), (list, tuple)) else None
     if head is not None and classes and len(head) != classes:
         raise UsageError(f'{path} has {len(head)} classes, but the model has {classes}')
 

@@ -41,7 +41,7 @@ class BCNUpdateRateHook(Hook):
         """Find each layer's parameter group, by identity of the parameters."""
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        # Resuming replaces the group dictionaries, so remember where a group stands, not the group.
+        # Loading an optimizer's state replaces its group dictionaries: remember where a group stands, not the group.
         places = {id(parameter): (wrapper.optimizer, index) for wrapper in wrappers
                   for index, group in enumerate(wrapper.optimizer.param_groups) for parameter in group['params']}
         self._layers = {name: layer for name, layer in runner.model.named_modules()
@@ -52,6 +52,11 @@ class BCNUpdateRateHook(Hook):
             trained = [p for p in layer.parameters() if p.requires_grad and id(p) in places]
             if trained:
                 self._places.append((layer, *places[id(trained[0])]))
+        lost = [name for name, layer in self._layers.items() if any(p.requires_grad for p in layer.parameters())
+                and not any(layer is placed for placed, *_ in self._places)]
+        if lost:
+            runner.logger.warning(f'no optimizer has the parameters of {len(lost)} BCN layers ({lost[0]}, ...): '
+                                  'they keep their update rates')
         self._reported = self._skipped()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:

@@ -33,7 +33,9 @@ class BCN(nn.GroupNorm):
     Parameters and buffers, in the layout the authors published: ``weight``, ``bias`` of shape (num_groups,), the
     channel normalisation's; and in ``bn``, an ordinary BatchNorm module that holds but never computes, ``weight``,
     ``bias``, ``running_mean``, ``running_var`` of shape (num_features,). ``bn.eval()`` freezes the estimates, as
-    ``norm_eval=True`` does in OpenMMLab backbones.
+    ``norm_eval=True`` does in OpenMMLab backbones. In half-precision networks keep ``bn`` in float32: slow estimates
+    are lost in fewer bits. Under activation checkpointing let a layer run once per segment and backward: estimates of
+    further runs would serve the recomputation of all.
 
     Args:
         num_features: Number of channels C.
@@ -61,6 +63,9 @@ class BCN(nn.GroupNorm):
     def __init__(self, num_features: int, num_groups: int | None = None, eps: float = 1e-5, mode: str = 'micro_batch',
                  update_rate: float = DEFAULT_UPDATE_RATE, momentum: float | None = 0.1, sync: bool = False,
                  min_channels_per_group: int = 2):
+        if num_features < 1 or min_channels_per_group < 1:
+            raise ValueError('expected num_features and min_channels_per_group of at least 1, got '
+                             f'{num_features} and {min_channels_per_group}')
         if num_groups is None:
             num_groups = default_num_groups(num_features, min_channels_per_group)
         if num_groups < 1 or num_features % num_groups:
@@ -106,17 +111,19 @@ class BCN(nn.GroupNorm):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
             self.bn.reset_parameters()
+            self.skipped_updates.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         bn, large_batch = self.bn, self.mode == 'large_batch'
         training = self.training and bn.training
-        if training:
-            self._count_batch()
-        return batch_channel_norm(
+        y = batch_channel_norm(
             x, bn.weight, bn.bias, bn.running_mean, bn.running_var, self.weight, self.bias, self.num_groups,
             training=training, mode=self.mode, rate=self._momentum() if large_batch else self._update_rate,
             eps=self.eps, sync=large_batch and (self.sync or isinstance(bn, nn.SyncBatchNorm)),
             skipped_updates=self.skipped_updates)
+        if training:
+            self._count_batch()
+        return y
 
     def _count_batch(self) -> None:
         if self.bn.num_batches_tracked is not None and not recomputing():
@@ -131,7 +138,7 @@ class BCN(nn.GroupNorm):
 
     def _momentum(self) -> float | Tensor:
         """BatchNorm's reading of ``momentum=None``: the cumulative average."""
-        return 1 / self.bn.num_batches_tracked if self.bn.momentum is None else self.bn.momentum
+        return 1 / (self.bn.num_batches_tracked + 1) if self.bn.momentum is None else self.bn.momentum
 
     def apply(self, fn):
         """Apply ``fn`` to ``bn`` and to self, but never leave both scales at zero.

@@ -44,6 +44,8 @@ class PretrainedBackbone:
         missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
         if missing or problems.unexpected_keys:
             raise ValueError(mismatch + f'{_some(missing)} missing, {_some(problems.unexpected_keys)} unexpected')
+        for child in module.modules():
+            child.is_init = True  # or MMEngine would initialise ConvModules anew, after this
         print_log(f'Backbone: loaded {len(weights)} tensors from {self.checkpoint}', logger='current')
 
 

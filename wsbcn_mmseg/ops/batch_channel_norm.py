@@ -1,5 +1,5 @@
 """Batch-Channel Normalization (Qiao et al., Section 7): what it computes, and which implementation computes it."""
-import importlib.util
+import functools
 import os
 
 import torch
@@ -39,7 +39,8 @@ def batch_channel_norm(x: Tensor,
     In training, ``'micro_batch'`` moves the estimates towards the batch's statistics by ``rate``, then normalises by
     them, without gradient through them (Algorithm 1); ``'large_batch'`` normalises by the batch's statistics, with
     gradient, and moves the estimates as BatchNorm does (Eq. 43). In evaluation both normalise by the estimates.
-    In the recomputation of a checkpointed segment (inside backward) the estimates do not move again.
+    In the recomputation of a checkpointed segment (inside backward) the estimates do not move again; a layer that ran
+    several times since is recomputed with the estimates of its last run.
     Statistics are taken in float32 at least. Non-finite inputs give NaN out; the estimates of a channel whose batch
     statistics are not finite keep their values.
 
@@ -72,21 +73,21 @@ def batch_channel_norm(x: Tensor,
         >>> x, c = torch.randn(2, 8, 5, 5), (torch.ones(8), torch.zeros(8), torch.zeros(8), torch.ones(8))
         >>> y = batch_channel_norm(x, *c, torch.ones(4), torch.zeros(4), 4, training=True)
     """
-    sync = sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     _check(x, batch_weight, channel_weight, num_groups, mode, sync)
+    sync = sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     batch_statistics = training and mode == 'large_batch'
     if batch_statistics and not sync and x.numel() == x.shape[1]:
         raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
                          f"{tuple(x.shape)}: use mode='micro_batch', or sync=True over several ranks")
     move = training and not recomputing()
-    y, mean, var, finite = _implementation(impl, x)(
-        x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups, mode, move,
+    y, mean, var, finite = _implementation(impl, x, num_groups)(
+        x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups, move,
         batch_statistics, rate, eps, sync and batch_statistics)
     if move:
         with torch.no_grad():
             running_mean.copy_(mean)
             running_var.copy_(var)
-            if skipped_updates is not None:
+            if skipped_updates is not None and finite is not None:
                 skipped_updates += ~finite.all()
     return y
 
@@ -109,9 +110,9 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
                          f'got num_groups={num_groups} and {len(channel_weight)} weights')
 
 
-def _implementation(impl: str, x: Tensor):
+def _implementation(impl: str, x: Tensor, num_groups: int):
     if impl == 'auto':
-        impl = os.environ.get('WSBCN_IMPL') or ('triton' if _triton_serves(x) else 'fused')
+        impl = os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
     if impl == 'reference':
         return batch_channel_norm_reference
     if impl == 'fused':
@@ -122,7 +123,21 @@ def _implementation(impl: str, x: Tensor):
     raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
 
 
-def _triton_serves(x: Tensor) -> bool:
-    return (x.is_cuda and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-            and not torch.compiler.is_compiling()  # which fuses the stock operators by itself
-            and importlib.util.find_spec('triton') is not None)
+def _fastest(x: Tensor, num_groups: int) -> str:
+    """The fastest implementation that serves; compilers fuse stock operators by themselves, tracers want them."""
+    if torch.jit.is_tracing():
+        return 'reference'
+    if x.is_cuda and not torch.compiler.is_compiling() and _triton_imports():
+        from .triton_kernels import DTYPES, MAX_GROUP_CHANNELS
+        if x.dtype in DTYPES and x.shape[1] // num_groups <= MAX_GROUP_CHANNELS:
+            return 'triton'
+    return 'fused'
+
+
+@functools.cache
+def _triton_imports() -> bool:
+    try:
+        from . import triton_kernels  # noqa: F401
+    except Exception:  # not installed, or installed and broken
+        return False
+    return True

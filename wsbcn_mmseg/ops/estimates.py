@@ -1,4 +1,6 @@
 """How the per-channel batch statistics of BCN are combined over ranks and how the stored ones move."""
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -7,15 +9,16 @@ from torch import Tensor
 def recomputing() -> bool:
     """Whether this forward pass is the recomputation of a checkpointed segment, inside a backward pass.
 
-    The estimates moved in the original pass; the recomputation must see them where that pass left them.
+    The estimates moved in the original pass and must not move again. The recomputation sees them as they are then: as
+    that pass left them, unless the same layer ran again in between.
     """
-    if torch.compiler.is_compiling():  # the query below cannot be traced, and compiled graphs recompute by themselves
+    if torch.compiler.is_compiling():  # the query cannot be traced; compiled graphs ask when they run, below
         return False
     return torch._C._current_graph_task_id() != -1
 
 
 def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
-                   rate: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                   rate: float | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Steps 3 and 4 of Algorithm 1 (and the moving average of BatchNorm): estimate += rate * (batch - estimate).
 
     A channel whose batch statistics are not finite keeps its old estimates.
@@ -26,7 +29,8 @@ def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor
         rate: Update rate r in [0, 1], a number or a 0-dim tensor.
 
     Returns:
-        Moved mean and variance, shape (C,) in the estimates' dtype, and which channels moved, bool of shape (C,).
+        Moved mean and variance, shape (C,) in the estimates' dtype, and which channels moved, bool of shape (C,), or
+        None for all.
     """
     if torch.compiler.is_compiling():
         # Opaque to the compiler, which would recompute the moved estimates in backward, from buffers moved by then.
@@ -35,16 +39,25 @@ def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor
 
 
 def _move(running_mean, running_var, batch_mean, batch_var, rate):
-    mean = running_mean + rate * (batch_mean.to(running_mean.dtype) - running_mean)
-    var = running_var + rate * (batch_var.to(running_var.dtype) - running_var)
-    finite = torch.isfinite(mean) & torch.isfinite(var)
+    if isinstance(rate, Tensor):  # on the CPU a number is faster; elsewhere it would wait for the device
+        rate = rate.item() if rate.device.type == 'cpu' else rate.to(running_mean.dtype)
+    mean = torch.lerp(running_mean, batch_mean.to(running_mean.dtype), rate)
+    var = torch.lerp(running_var, batch_var.to(running_var.dtype), rate)
+    total = mean + var
+    if total.device.type == 'cpu' and math.isfinite(total.sum().item()):  # where a look costs nothing
+        return mean, var, None
+    finite = torch.isfinite(total)
     return torch.where(finite, mean, running_mean), torch.where(finite, var, running_var), finite
 
 
 @torch.library.custom_op('wsbcn::move_estimates', mutates_args=())
 def _move_opaquely(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
                    rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _move(running_mean, running_var, batch_mean, batch_var, rate)
+    if recomputing():
+        mean, var, finite = running_mean.clone(), running_var.clone(), None
+    else:
+        mean, var, finite = _move(running_mean, running_var, batch_mean, batch_var, rate)
+    return mean, var, torch.ones_like(mean, dtype=torch.bool) if finite is None else finite
 
 
 @_move_opaquely.register_fake

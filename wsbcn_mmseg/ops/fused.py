@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, addcmul
 
 from .estimates import merge_over_ranks, move_estimates
-from .planes import dense_format, plane_affine, plane_affine2, plane_dots, plane_moments
+from .planes import dense_format, plane_affine2, plane_affine_of, plane_dots, plane_moments
 
 
 class _BatchChannelNorm(torch.autograd.Function):
@@ -26,7 +26,8 @@ class _BatchChannelNorm(torch.autograd.Function):
         dense = x.to(ctx.dtype).contiguous(memory_format=ctx.format)
         gamma_b, beta_b, gamma_c, beta_c = (p.to(ctx.dtype)
                                             for p in (batch_weight, batch_bias, channel_weight, channel_bias))
-        plane_mean, plane_var, memory = plane_moments(dense)
+        moments = plane_moments(dense)
+        plane_mean, plane_var = moments.mean, moments.var
         by_groups = (len(x), num_groups, -1)
 
         # The mean and variance of Eq. 40
@@ -56,14 +57,13 @@ class _BatchChannelNorm(torch.autograd.Function):
         within = (scale.square() * plane_var).view(by_groups)
         rstd = torch.rsqrt(addcmul(within, offset, offset).mean(2, keepdim=True) + eps)
         gain = gamma_c[:, None] * rstd
-        y = plane_affine(dense, plane_mean, (gain * scale.view(num_groups, -1)).view_as(plane_mean),
-                         addcmul(beta_c[:, None], gain, offset).view_as(plane_mean), out=memory)
+        y = plane_affine_of(moments, dense, (gain * scale.view(num_groups, -1)).view_as(plane_mean),
+                            addcmul(beta_c[:, None], gain, offset).view_as(plane_mean))
 
         ctx.save_for_backward(x, plane_mean, plane_var, deviation, inverse_sigma, scale, offset, rstd, gain)
-        if finite is None:
+        if not move:
             running_mean, running_var = running_mean.clone(), running_var.clone()  # outputs may not be inputs
-            finite = torch.ones_like(running_mean, dtype=torch.bool)
-        ctx.mark_non_differentiable(running_mean, running_var, finite)
+        ctx.mark_non_differentiable(*[t for t in (running_mean, running_var, finite) if t is not None])
         return y.to(x.dtype), running_mean, running_var, finite
 
     @staticmethod
@@ -110,8 +110,8 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 def batch_channel_norm_fused(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                              running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                             mode: str, move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
-                             sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                             move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
+                             sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Same arguments and results as :func:`~.reference.batch_channel_norm_reference`; any device."""
     return _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
                                    running_var, rate, num_groups, move, batch_statistics, eps, sync)

@@ -7,10 +7,13 @@ Which stock operator serves is a matter of speed alone: reductions and maps that
 vectorised are the normalisation layers' own. Where they are not to be had (compilation, other devices), the same
 arithmetic is written out.
 """
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 aten = torch.ops.aten
+TINY = 1e-30  # keeps planes of variance 0 finite, and vanishes beside any other
 
 
 def dense_format(x: Tensor) -> torch.memory_format | None:
@@ -28,6 +31,11 @@ def _flat(x: Tensor) -> Tensor:
     return x.view(1, x.shape[0] * x.shape[1], -1)
 
 
+def _pixels(x: Tensor) -> Tensor:
+    """As (B, C, pixels)."""
+    return x.reshape(*x.shape[:2], -1)
+
+
 def _per_plane(values: Tensor, x: Tensor) -> Tensor:
     return values.view(*values.shape, *[1] * (x.dim() - 2))
 
@@ -38,22 +46,38 @@ def _affine_into(out: Tensor, x: Tensor, centre: Tensor, scale: Tensor, shift: T
                                save_mean=centre.new_empty(0), save_invstd=centre.new_empty(0))
 
 
-def plane_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Mean and biased variance of every plane, each (B, C). Two-pass or Welford: nothing cancels.
+class PlaneMoments(NamedTuple):
+    """Mean and biased variance of every plane, each (B, C); and what the operator that took them has written besides.
 
-    The third result is memory like ``x`` that the operator had to allocate, for the caller to write its output to:
-    fresh pages cost as much as a pass.
+    ``normalised`` is rstd * (x - mean) in memory of its own, or None. It was just written and is still in cache, and
+    fresh memory costs as much as a pass: so the map starts from it and ends in it.
     """
+    mean: Tensor
+    var: Tensor
+    rstd: Tensor | None = None
+    normalised: Tensor | None = None
+
+
+def plane_moments(x: Tensor) -> PlaneMoments:
+    """Two-pass or Welford: nothing cancels."""
     batch, channels = x.shape[:2]
     if not _has_fused_norms(x):
-        var, mean = torch.var_mean(x.flatten(2), 2, correction=0)
-        return mean, var, None
+        var, mean = torch.var_mean(_pixels(x), 2, correction=0)
+        return PlaneMoments(mean, var)
     if x.is_contiguous():
-        memory, mean, rstd = aten.native_group_norm(x, None, None, batch, channels, x[0, 0].numel(), channels, 0.0)
-        return mean, rstd.square().reciprocal(), memory
+        normalised, mean, rstd = aten.native_group_norm(x, None, None, batch, channels, x[0, 0].numel(), channels, TINY)
+        return PlaneMoments(mean, rstd.pow(-2), rstd, normalised)
     images = [aten.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)]
     mean, var = (torch.stack(values) for values in zip(*images, strict=True))
-    return mean, var, None
+    return PlaneMoments(mean, var)
+
+
+def plane_affine_of(moments: PlaneMoments, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale * (x - mean) + shift, with one number of each per plane. Uses ``moments`` up."""
+    if moments.normalised is None:
+        return plane_affine(x, moments.mean, scale, shift)
+    return plane_affine(moments.normalised, torch.zeros_like(shift), scale / moments.rstd, shift,
+                        out=moments.normalised)
 
 
 def plane_affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
@@ -73,7 +97,7 @@ def plane_dots(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """The sums over every plane of dy and of dy * (x - centre), each (B, C)."""
     batch, channels = x.shape[:2]
     if not _has_fused_norms(x):
-        return dy.flatten(2).sum(2), (dy * (x - _per_plane(centre, x))).flatten(2).sum(2)
+        return _pixels(dy).sum(2), _pixels(dy * (x - _per_plane(centre, x))).sum(2)
 
     def batch_norm_backward(dy, x, centre):  # with unit deviation its parameter gradients are the two sums
         ones = torch.ones_like(centre)

@@ -11,19 +11,19 @@ from .estimates import merge_over_ranks, move_estimates
 
 def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                                  running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                                 mode: str, move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
-                                 sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                                 move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
+                                 sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See :func:`~wsbcn_mmseg.ops.batch_channel_norm`, which decides ``move`` (the estimates do) and
     ``batch_statistics`` (normalise by the batch, Eq. 43, not by the estimates).
 
     Returns:
-        The output, both estimates after the move, and which channels moved.
+        The output, both estimates after the move, and which channels moved (None for all).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     inputs, x = x, x.to(dtype)
     pixels = [0, *range(2, x.dim())]  # the mean over these is a channel's batch mean
     per_channel = (-1, *[1] * (x.dim() - 2))
-    finite = torch.ones_like(running_mean, dtype=torch.bool)
+    finite = None
 
     if batch_statistics:  # Eq. 43: BatchNorm's statistics, which carry gradient
         mean = x.mean(pixels)

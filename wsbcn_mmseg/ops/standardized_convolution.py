@@ -69,11 +69,13 @@ def standardized_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, str
     Returns:
         Output of the convolution, shape (N, O, *).
     """
-    device, dtype = x.device.type, weight.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x = x.to(dtype)
-    # Compilers choose themselves what to keep
-    convolution = _composed if torch.compiler.is_compiling() else _StandardizedConvolution.apply
+    settings = tuple(stride), tuple(padding), tuple(dilation), groups, eps
+    # Compilers choose themselves what to keep, and tracers want operators
+    keeps = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    convolution = _StandardizedConvolution.apply if keeps else _composed
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return convolution(x, weight, bias, *settings, weight.dtype)
+    dtype = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)  # which leaves float64 alone
     with torch.autocast(device, enabled=False):
-        return convolution(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups, eps, dtype)
+        return convolution(x.to(dtype), weight, bias, *settings, dtype)

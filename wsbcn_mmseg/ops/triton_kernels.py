@@ -512,7 +512,7 @@ class _BatchChannelNorm(torch.autograd.Function):
                 ctx.plan, dense, parameters, running_mean.contiguous(), running_var.contiguous(), rate, num_groups,
                 move, batch_statistics, eps, sync)
         ctx.save_for_backward(x, *parameters[:3], planes, statistics)
-        ctx.mark_non_differentiable(*moved)
+        ctx.mark_non_differentiable(*[tensor for tensor in moved if tensor is not None])
         return y, *moved
 
     @staticmethod
@@ -539,8 +539,8 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 def batch_channel_norm_triton(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                               running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                              mode: str, move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
-                              sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                              move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
+                              sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Same arguments and results as :func:`~.reference.batch_channel_norm_reference`; float32, float16 and bfloat16 on
     CUDA (under ``TRITON_INTERPRET=1`` on any device)."""
     return _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
