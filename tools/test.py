@@ -46,7 +46,7 @@ def set_up(args: argparse.Namespace) -> Config:
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             raise UsageError(f'--show-dir needs a visualization hook in default_hooks, which {args.config} has not')
-        cfg.default_hooks.visualization.draw = True
+        cfg.default_hooks.visualization.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
     if args.out:
         if not isinstance(cfg.test_evaluator, dict):
