@@ -274,3 +274,11 @@ class TestCommands:
                                 text=True)
         assert failed.returncode == 1 and 'Traceback' not in failed.stderr
         assert failed.stderr.splitlines()[-1].startswith(f'Error: The augmented set would have {EXPECTED} images')
+
+
+def test_relative_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_mini_voc('mini', num_train=7, num_val=7, num_sbd=2)
+    plan = plan_voc_aug('mini/VOCdevkit/VOC2012', sbd_root='mini/benchmark_RELEASE', expected=9)
+    prepare_voc_aug(plan, workers=1)
+    assert len((tmp_path / 'mini/VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt').read_text().split()) == 9

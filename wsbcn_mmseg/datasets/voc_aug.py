@@ -116,7 +116,8 @@ def plan_voc_aug(voc_root, sbd_root=None, aug_root=None, expected=10582):
     """
     voc_root = Path(voc_root)
     lists = voc_root / 'ImageSets' / 'Segmentation'
-    _require(voc_root, ['JPEGImages', 'SegmentationClass', lists / 'train.txt', lists / 'val.txt'],
+    _require(voc_root, ['JPEGImages', 'SegmentationClass', *(f'ImageSets/Segmentation/{split}.txt'
+                                                             for split in ('train', 'val'))],
              'the VOC2012 folder', _VOC_PAGE)
     voc_train, val = _read_names(lists / 'train.txt'), _read_names(lists / 'val.txt')
     extra, extra_label = _sbd_labels(Path(sbd_root)) if sbd_root else _aug_labels(Path(aug_root))
@@ -173,7 +174,7 @@ def prepare_voc_aug(plan, workers=1):
 
 
 def _require(root, entries, meaning, source):
-    missing = [str(entry) for entry in entries if not (root / entry).exists()]
+    missing = [str(root / entry) for entry in entries if not (root / entry).exists()]
     if missing:
         raise VOCAugError(f'{root} is not {meaning} ({missing[0]} is missing); get it from {source}.')
 
