@@ -4,7 +4,7 @@ _base_ = ['_base_/deeplabv3_r101.py', '_base_/schedule_30k.py', '_base_/default_
 norm_cfg = dict(type='BCN')
 conv_cfg = dict(type='ConvWS')
 crop_size = (161, 161)
-max_iters = 600
+max_iters = 700
 
 model = dict(
     data_preprocessor=dict(size=crop_size, test_cfg=dict(size=(257, 257))),
@@ -32,6 +32,6 @@ val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=0.05))
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=max_iters + 1, by_epoch=False)]
-train_cfg = dict(max_iters=max_iters, val_interval=150)
+train_cfg = dict(max_iters=max_iters, val_interval=175)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=max_iters, save_best=None))
 custom_hooks = [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook')]

@@ -22,7 +22,7 @@ from .voc_aug import NUM_CLASSES, VOID, save_label
 
 _MARKER = 'mini_voc.json'
 _COLOURS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60], [50, 190, 190], [45, 90, 210],
-                     [135, 60, 180], [235, 130, 190], [240, 240, 235], [45, 40, 40]], np.float32)
+                     [135, 60, 180], [235, 130, 190], [30, 40, 115], [115, 65, 30]], np.float32)
 _MIN_IMAGES = 7  # of two, three or four objects each: enough for every class once
 
 
@@ -188,7 +188,7 @@ def _draw_object(rng, image, instances, number, cls, cell):
     texture = 1 + colour % 3 if textured else 0
     distance = _shape(u, v, (colour + 2 * textured) % 5)
     alpha = np.clip((1 - distance) * radius + 0.5, 0, 1)[..., None]
-    tone = 1 + 0.35 * _texture(u, v, texture, rng.uniform(0, 2 * math.pi)) + 0.12 * (u * rng.uniform(-1, 1) - v)
+    tone = 1 + 0.4 * _texture(u, v, texture, rng.uniform(0, 2 * math.pi)) + 0.12 * (u * rng.uniform(-1, 1) - v)
     shade = (_COLOURS[colour] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
     image[rows, columns] += alpha * (tone[..., None] * shade.astype(np.float32) - image[rows, columns])
     instances[rows, columns][alpha[..., 0] >= 0.5] = number
