@@ -349,3 +349,22 @@ def test_a_constant_rate_is_said_once():
 def test_settings_are_shown():
     assert "64, num_groups=32, eps=1e-05, mode='micro_batch', update_rate=0.01" in repr(BCN(64))
     assert 'eps=1e-05' in repr(ConvWS(3, 8, 3))
+
+
+def test_traces_in_evaluation():
+    net = nn.Sequential(ConvWS(4, 8, 3), BCN(8)).eval()
+    x = torch.randn(1, 4, 6, 6)
+    torch.testing.assert_close(torch.jit.trace(net, x)(x), net(x))
+
+
+def test_runs_on_the_meta_device():
+    with torch.device('meta'):
+        net = nn.Sequential(ConvWS(4, 8, 3), BCN(8, update_rate=0.1)).eval()
+        assert net(torch.empty(2, 4, 6, 6)).shape == (2, 8, 4, 4)
+
+
+@pytest.mark.parametrize('shape', [(3, 8), (2, 8, 2, 3, 4)])
+def test_compiled_inputs_of_any_dimension(shape):
+    layer, x = BCN(8, update_rate=0.0), torch.randn(shape)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(x), layer(x))

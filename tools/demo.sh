@@ -23,7 +23,7 @@ bash tools/dist_train.sh "$CONFIG" "$PROCESSES" --work-dir "$OUT"
 CHECKPOINT=$(<"$OUT/last_checkpoint")
 bash tools/dist_test.sh "$CONFIG" "$OUT/${CHECKPOINT##*/}" "$PROCESSES" \
     --work-dir "$OUT/test" --out "$OUT/predictions" 2>&1 | tee "$OUT/test.log"
-sed -n '/^+---/,/^+---.*$/p; /^|/p' "$OUT/test.log" | uniq > "$OUT/miou.txt"
+grep '^[+|]' "$OUT/test.log" > "$OUT/miou.txt"
 grep -o 'aAcc.*mAcc: *[0-9.]*' "$OUT/test.log" >> "$OUT/miou.txt"
 python tools/plot_run.py "$OUT" --predictions "$OUT/predictions" --voc-root "$VOC_ROOT"
 
