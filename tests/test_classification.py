@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch import nn
 
-from conftest import ROOT
 from wsbcn_mmseg.engine.launch import load_config
-from wsbcn_mmseg.layers import BCN, ConvCWN, ConvWN, ConvWS, GNByWidth
+from wsbcn_mmseg.layers import BCN, ConvCWN, ConvWN, ConvWS
 
 pytest.importorskip('mmpretrain', reason='the classification configs need mmpretrain')
 CONFIGS = sorted(path for folder in ('imagenet', 'cifar') for path in (ROOT / 'configs' / folder).glob('*.py'))
@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Path:
             folder.mkdir(parents=True)
             image.save(folder / f'{number}.JPEG')
     for folder, files, meta, label in (
-            ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch'], 'batches.meta', 'labels'),
+            ('cifar-10-batches-py', [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'], 'batches.meta', 'labels'),
             ('cifar-100-python', ['train', 'test'], 'meta', 'fine_labels')):
         folder = root / 'cifar' / folder
         folder.mkdir(parents=True)
