@@ -31,7 +31,8 @@ def data(tmp_path_factory) -> Path:
             folder.mkdir(parents=True)
             image.save(folder / f'{number}.JPEG')
     for folder, files, meta, label in (
-            ('cifar-10-batches-py', [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'], 'batches.meta', 'labels'),
+            ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch'], 'batches.meta',
+             'labels'),
             ('cifar-100-python', ['train', 'test'], 'meta', 'fine_labels')):
         folder = root / 'cifar' / folder
         folder.mkdir(parents=True)

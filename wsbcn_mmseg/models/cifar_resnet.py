@@ -13,12 +13,12 @@ class CIFARResNet(ResNet):
     that the authors trained with.
 
     Args:
-        depth: 20, 32, 44, 56 or 110.
+        depth: 8, 20, 32, 44, 56 or 110.
         kwargs: Further arguments of MMSegmentation's ``ResNet``, such as ``norm_cfg`` and ``conv_cfg``.
 
     Input shape (N, 3, H, W); output a tuple of one tensor of shape (N, 64, H/4, W/4).
     """
-    arch_settings = {depth: (BasicBlock, ((depth - 2) // 6, ) * 3) for depth in (20, 32, 44, 56, 110)}
+    arch_settings = {depth: (BasicBlock, ((depth - 2) // 6, ) * 3) for depth in (8, 20, 32, 44, 56, 110)}
 
     def __init__(self, depth: int, **kwargs):
         stages = dict(num_stages=3, stem_channels=16, base_channels=16, strides=(1, 2, 2), dilations=(1, 1, 1),
