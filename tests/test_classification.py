@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_tool
+from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
+from wsbcn_mmseg.engine.checkpoint import read_weights, safe_loading
 from wsbcn_mmseg.engine.launch import load_config
 from wsbcn_mmseg.layers import BCN, ConvCWN, ConvWN, ConvWS
 
@@ -93,6 +95,7 @@ def test_every_config_trains(config, data, tmp_path, cifar_checksums):
     assert all(value.isfinite().all() for value in network.state_dict().values())
     moved = [name for name, value in network.named_parameters() if not torch.equal(value, first[name])]
     assert len(moved) > .7 * len(first) and 'backbone.conv1.weight' in moved and 'head.fc.weight' in moved
+    assert 0 <= runner.message_hub.get_scalar('val/accuracy/top1').current() <= 100
     name = re.match(r'(resnet\d+|resnext\d+_32x4d)_(.*)_(in1k|c10|c100)', config.stem)[2]
     norms = [m for m in network.modules() if isinstance(m, (nn.GroupNorm, nn.InstanceNorm2d, BCN))
              or type(m) is nn.BatchNorm2d]
@@ -102,3 +105,62 @@ def test_every_config_trains(config, data, tmp_path, cifar_checksums):
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     conv = next((c for word, c in (('_wn', ConvWN), ('_cwn', ConvCWN), ('_ws', ConvWS)) if word in name), nn.Conv2d)
     assert {type(m) for m in convs} == {conv}
+
+
+def test_config_names_are_in_the_table(root):
+    """configs/README.md has a row per config, with the number that the config's first lines name."""
+    table = (root / 'configs' / 'README.md').read_text()
+    for config in CONFIGS:
+        row = re.search(rf'^\| `{config.parent.name}/{config.name}` \|.*$', table, re.M)
+        assert row, config.name
+        number = re.search(r'error (\d+\.\d+) in the paper', config.read_text())
+        assert (number[1] if number else 'ours') in row[0]
+
+
+@pytest.fixture(scope='module')
+def pretrained(data, tmp_path_factory) -> Path:
+    """A checkpoint of configs/imagenet/resnet101_bcn_ws_in1k.py after an update."""
+    work_dir = tmp_path_factory.mktemp('pretrained')
+    runner = small_run(ROOT / 'configs' / 'imagenet' / 'resnet101_bcn_ws_in1k.py', data, work_dir)
+    runner.train()
+    runner.save_checkpoint(str(work_dir), 'epoch_1.pth')
+    return work_dir / 'epoch_1.pth'
+
+
+def test_pretrained_backbone_goes_into_the_segmentor(pretrained, mini_voc, tmp_path, monkeypatch):
+    """By MMEngine's own ``Pretrained``, every tensor; by PRETRAINED=, with a count; and the segmentor trains."""
+    from mmengine.runner import Runner
+    monkeypatch.setenv('VOC_ROOT', str(mini_voc))
+    monkeypatch.setenv('PRETRAINED', str(pretrained))
+    weights = {name.removeprefix('backbone.'): value for name, value in read_weights(pretrained).items()
+               if name.startswith('backbone.')}
+
+    options = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 2, 'train_dataloader.num_workers': 0,
+               'train_dataloader.persistent_workers': False, 'train_dataloader.batch_size': 2,
+               'model.data_preprocessor.size': (65, 65), 'train_dataloader.dataset.pipeline.3.crop_size': (65, 65)}
+    cfg = load_config(str(ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py'), options, str(tmp_path), 'none')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert f'Backbone: loaded {len(weights)} tensors from {pretrained}' in log and runner.iter == 1
+
+    network = MODELS.build(dict(cfg.model.backbone, init_cfg=dict(
+        type='Pretrained', checkpoint=str(pretrained), prefix='backbone.')))
+    assert weights.keys() == network.state_dict().keys()
+    with safe_loading():
+        network.init_weights()
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_the_classifier_tests_by_the_same_tool(pretrained, data, tmp_path):
+    result = run_tool('test.py', ROOT / 'configs' / 'imagenet' / 'resnet101_bcn_ws_in1k.py', pretrained, '--work-dir',
+                      tmp_path, '--cfg-options', 'test_dataloader.dataset.indices=4', 'test_dataloader.num_workers=0',
+                      'test_dataloader.persistent_workers=False', IMAGENET_ROOT=str(data / 'imagenet'))
+    assert 'accuracy/top1' in result.stdout + result.stderr
+
+
+def test_missing_data_is_one_sentence(tmp_path):
+    for folder, variable in (('imagenet/resnet50_bn_in1k', 'IMAGENET_ROOT'), ('cifar/resnet18_bn_c10', 'CIFAR_ROOT')):
+        config = ROOT / 'configs' / f'{folder}.py'
+        result = run_tool('train.py', config, check=False, **{variable: str(tmp_path / 'no')})
+        assert result.returncode == 1 and f'set {variable}' in result.stderr and 'Traceback' not in result.stderr

@@ -15,6 +15,7 @@ DISTRIBUTIONS = {
     'mmcv': (('mmcv', 'mmcv-lite'), 'onedl-mmcv'),
     'mmseg': (('mmsegmentation', ), 'onedl-mmsegmentation'),
 }
+OPTIONAL = {'mmpretrain': (('mmpretrain', ), 'onedl-mmpretrain')}
 _TORCHVISION = torch.library.Library('torchvision', 'FRAGMENT')  # what it declares lasts as long as it does
 INSTALL = 'pip install onedl-mmcv==2.3.6 onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2'
 
@@ -33,7 +34,8 @@ def check_stack() -> None:
     missing = [name for name in DISTRIBUTIONS if find_spec(name) is None]
     if missing:
         raise ImportError(f'wsbcn_mmseg needs {", ".join(missing)}, not installed here; run: {INSTALL}')
-    both = [(name, onedl) for upstream, onedl in DISTRIBUTIONS.values() for name in upstream
+    both = [(name, onedl)
+            for upstream, onedl in (*DISTRIBUTIONS.values(), *OPTIONAL.values()) for name in upstream
             if _installed(name) and _installed(onedl)]
     if both:
         names = [name for pair in both for name in pair]
