@@ -71,15 +71,16 @@ class Recorder(Hook):
         self.learning_rates.append([group['lr'] for group in wrapper.optimizer.param_groups])
 
 
-def make_runner(work_dir, hook, model=None, iterations=6, optim_wrapper=None, dataset=None, **settings):
+def make_runner(work_dir, hook, model=None, iterations=6, optim_wrapper=None, dataset=None, batch_size=1, **settings):
     recorder = Recorder()
     optim_wrapper = optim_wrapper or dict(optimizer=dict(type='SGD', lr=0.1))
     runner = Runner(
         model=model or Model(), work_dir=str(work_dir), optim_wrapper=optim_wrapper,
         param_scheduler=dict(type='PolyLR', power=0.9, end=11, by_epoch=False),
-        train_dataloader=dict(dataset=dataset or Images(), batch_size=1, num_workers=0,
+        train_dataloader=dict(dataset=dataset or Images(), batch_size=batch_size, num_workers=0,
                               sampler=dict(type='InfiniteSampler', shuffle=False)),
-        train_cfg=dict(by_epoch=False, max_iters=iterations, val_interval=3), custom_hooks=[hook, recorder],
+        train_cfg=dict(by_epoch=False, max_iters=iterations, val_interval=3),
+        custom_hooks=[hook, recorder] if hook else [recorder],
         default_hooks=dict(logger=None, checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)),
         experiment_name=f'{work_dir.name}_{torch.randint(1 << 30, ()).item()}', log_level='WARNING',
         **settings)

@@ -1,0 +1,289 @@
+"""Which channels are dead or dwarfed, and what WS takes out of the gradients, while a network trains."""
+import json
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_gather, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from wsbcn_mmseg.analysis.singularities import distance_to_batch_norm, eliminated, stat_diff, under_represented
+from wsbcn_mmseg.analysis.smoothness import gradient_shares
+from wsbcn_mmseg.layers import ConvWS, ConvWS1d, ConvWS3d
+from wsbcn_mmseg.layers.bcn import default_num_groups
+from wsbcn_mmseg.ops.estimates import recomputing
+from wsbcn_mmseg.ops.planes import dense_format, plane_moments
+
+ROWS = ('mean_in', 'var_in', 'mean_out', 'var_out', 'maximum', 'active')  # of a sample, each of shape (C,)
+FILE = 'norm_statistics.jsonl'
+
+
+def merge(samples: Tensor, counts: Tensor) -> Tensor:
+    """One sample from several, of calls or of ranks, as if all their values had been seen at once.
+
+    Args:
+        samples: Shape (S, 6, C), rows as in ``ROWS``.
+        counts: Values per channel in each sample, shape (S,).
+
+    Returns:
+        Shape (6, C).
+    """
+    weights = (counts / counts.sum()).view(-1, 1)
+    mean_in, var_in, mean_out, var_out, maximum, active = samples.unbind(1)
+    merged = []
+    for mean, var in ((mean_in, var_in), (mean_out, var_out)):
+        merged.append((weights * mean).sum(0))
+        merged.append((weights * (var + (mean - merged[-1]).square())).sum(0))
+    return torch.stack([*merged, maximum.amax(0), (weights * active).sum(0)])
+
+
+def _channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x if dense_format(x) else x.contiguous()
+    moments = plane_moments(x)
+    mean = moments.mean.mean(0)
+    return mean, (moments.var + (moments.mean - mean).square()).mean(0)
+
+
+def _sample(x: Tensor, y: Tensor) -> Tensor:
+    """What is kept of a norm's input and output, shape (6, C)."""
+    x, y = (t.detach().to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
+    pixels = [dim for dim in range(y.dim()) if dim != 1]
+    return torch.stack([*_channel_moments(x), *_channel_moments(y), y.amax(pixels),
+                        (y > 0).sum(pixels) / (y.numel() // y.shape[1])])
+
+
+@dataclass
+class _Layer:
+    """A norm and what was seen of it."""
+    norm: nn.Module
+    channels: int
+    samples: list[Tensor] = field(default_factory=list)  # of this iteration's calls
+    counts: list[int] = field(default_factory=list)
+    affine: tuple[Tensor, Tensor] | None = None  # scale and shift as the samples saw them, shape (C,) each
+    running: Tensor | None = None  # mean and variance before the norm, shape (2, C)
+    maxima: deque = field(default_factory=deque)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that are normalised together; for norms without groups, those that GroupNorm would take."""
+        return getattr(self.norm, 'num_groups', None) or default_num_groups(self.channels)
+
+    def see(self, x: Tensor, y: Tensor) -> None:
+        self.samples.append(_sample(x, y))
+        self.counts.append(y.numel() // y.shape[1])
+        if getattr(self.norm, 'weight', None) is not None:  # BCN has one per group; the optimizer changes them in place
+            self.affine = tuple(p.detach().float().repeat_interleave(self.channels // len(p))
+                                for p in (self.norm.weight, self.norm.bias))
+
+    def take(self) -> Tensor:
+        """This iteration's calls as one sample behind their count, flat; count 0 where there were none."""
+        if not self.samples:
+            return next(self.norm.parameters(), torch.zeros(1)).new_zeros(1 + len(ROWS) * self.channels).float()
+        counts = torch.tensor(self.counts, dtype=torch.float32, device=self.samples[0].device)
+        flat = torch.cat([counts.sum()[None], merge(torch.stack(self.samples), counts).flatten()])
+        self.samples, self.counts = [], []
+        return flat.float()
+
+    def update(self, flat: Tensor, momentum: float, window: int) -> Tensor | None:
+        """Take in the samples of all ranks, shape (ranks, 1 + 6 C); returns the merged one."""
+        flat = flat[flat[:, 0] > 0]
+        if not len(flat):
+            return None
+        sample = merge(flat[:, 1:].view(len(flat), len(ROWS), self.channels), flat[:, 0])
+        self.running = sample[:2] if self.running is None else self.running.lerp(sample[:2], momentum)
+        self.maxima.append(sample[4])
+        while len(self.maxima) > window:
+            self.maxima.popleft()
+        return sample
+
+    def before_affine(self, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the normalised channels before the scale and shift, where the scale is not 0."""
+        mean, var = sample[2], sample[3]
+        if self.affine is None:
+            return mean, var
+        scale, shift = self.affine
+        kept = scale != 0
+        return (mean - shift)[kept] / scale[kept], var[kept] / scale[kept].square()
+
+
+@HOOKS.register_module()
+class NormStatisticsHook(Hook):
+    """Watch every norm of a network for eliminated and under-represented channels while it trains.
+
+    Every ``interval`` iterations the inputs and outputs of all BatchNorm, InstanceNorm, GroupNorm and BCN layers are
+    read, once, on the way. Means over the network go to the run's own visualisation backends as ``norm/...``, and
+    ``work_dir/norm_statistics.jsonl`` gets a line with these numbers of every layer:
+
+    - ``stat_diff``: StatDiff of Eq. 35 from running statistics before the norm, mean over the layer's groups;
+    - ``eliminated``: share of channels whose maximum after the norm was below 0 in the last ``window`` samples;
+    - ``under_represented``: share of channels that are active less often than ``fraction`` times the layer's median, or
+      whose scale after the norm is less than ``fraction`` times its median;
+    - ``distance_mean``, ``distance_scale``: the distance to batch normalisation of Section 6.1.3.
+
+    Samples of all ranks are merged, in one collective. No gradient changes, nothing enters checkpoints, and the
+    recomputation of activation checkpointing is not counted.
+
+    Args:
+        interval: Iterations (forward passes) between samples. Defaults to 50.
+        window: Samples over which the maximum is taken. Defaults to 20.
+        momentum: Of the running statistics, per sample. Defaults to 0.1.
+        fraction: Of the median, see above. Defaults to 0.1.
+        gradients: Also take what Eq. 11 and Eq. 12 remove of the gradients of every ``ConvWS`` (Fig. 4, right), at the
+            price of one more weight gradient per sample. Defaults to False.
+        histograms: Name of a norm of which each sample keeps histograms of two channels of one group, before and after
+            (Fig. 7). Defaults to None.
+
+    Raises:
+        ValueError: If a number is out of range or ``histograms`` names no norm of the network.
+
+    Examples:
+        >>> custom_hooks = [dict(type='NormStatisticsHook', interval=50)]
+    """
+    priority = 'BELOW_NORMAL'
+
+    def __init__(self, interval: int = 50, window: int = 20, momentum: float = .1, fraction: float = .1,
+                 gradients: bool = False, histograms: str | None = None):
+        if interval < 1 or window < 1:
+            raise ValueError(f'expected interval and window of at least 1, got {interval} and {window}')
+        if not 0 < momentum <= 1 or not 0 < fraction <= 1:
+            raise ValueError(f'expected momentum and fraction in (0, 1], got {momentum} and {fraction}')
+        self.interval, self.window, self.momentum, self.fraction = interval, window, momentum, fraction
+        self.gradients, self.histograms = gradients, histograms
+        self._handles: list = []
+
+    def before_train(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._layers = {name: _Layer(module, _channels(module)) for name, module in model.named_modules()
+                        if isinstance(module, (nn.GroupNorm, _BatchNorm, _InstanceNorm))}
+        if self.histograms is not None and self.histograms not in self._layers:
+            raise ValueError(f'histograms={self.histograms!r} names no norm; there are {", ".join(self._layers)}')
+        self._convs = {name: module for name, module in model.named_modules() if self.gradients
+                       and isinstance(module, (ConvWS, ConvWS1d, ConvWS3d)) and module.padding_mode == 'zeros'
+                       and not isinstance(module.padding, str) and module.center and module.scale}
+        self._shares: dict[str, Tensor] = {}
+        self._histogram = None
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        self._handles = [layer.norm.register_forward_hook(self._watch_norm(name, layer))
+                         for name, layer in self._layers.items()]
+        self._handles += [conv.register_forward_hook(self._watch_gradient(name)) for name, conv in self._convs.items()]
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if not self._handles:
+            return
+        self._remove_handles()
+        report = self._report()
+        runner.visualizer.add_scalars({f'norm/{name}': value for name, value in self._summary(report).items()},
+                                      step=runner.iter + 1)
+        if is_main_process():
+            line = dict(iter=runner.iter + 1, epoch=runner.epoch + 1, layers=report, histogram=self._histogram)
+            with Path(runner.work_dir, FILE).open('a') as file:
+                file.write(json.dumps({key: value for key, value in line.items() if value is not None}) + '\n')
+        self._histogram = None
+
+    def after_train(self, runner) -> None:
+        self._remove_handles()
+
+    def _remove_handles(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _watch_norm(self, name: str, layer: _Layer):
+
+        def watch(norm, inputs, output):
+            if recomputing():
+                return
+            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+                layer.see(inputs[0], output)
+                if name == self.histograms and self._histogram is None:
+                    self._histogram = _histograms(inputs[0], output, layer)
+
+        return watch
+
+    def _watch_gradient(self, name: str):
+
+        def watch(conv, inputs, output):
+            if not output.requires_grad:  # the first pass of a checkpointed segment; its recomputation has a graph
+                return
+            x, dtype = inputs[0].detach(), output.dtype
+
+            def take(dy):
+                with torch.no_grad(), torch.autocast(dy.device.type, enabled=False):
+                    weight = conv.standardized_weight()
+                    gradient = torch.ops.aten.convolution_backward(
+                        dy, x.to(dtype), weight.to(dtype), None, conv.stride, conv.padding, conv.dilation, False,
+                        [0] * len(conv.stride), conv.groups, [False, True, False])[1]
+                    self._shares[name] = gradient_shares(weight, gradient.to(weight.dtype)).nanmean(0).float()
+
+            output.register_hook(take)
+
+        return watch
+
+    def _report(self) -> dict[str, dict[str, float]]:
+        """Numbers of every layer that ran, from all ranks' samples."""
+        device = next((s.device for layer in self._layers.values() for s in layer.samples), torch.device('cpu'))
+        missing = torch.full((3, ), math.nan, device=device)
+        flats = [layer.take().to(device) for layer in self._layers.values()]
+        flats += [self._shares.get(name, missing).to(device) for name in self._convs]
+        self._shares = {}
+        gathered = torch.stack(all_gather(torch.cat(flats))).split([len(flat) for flat in flats], dim=1)
+        report = {}
+        for (name, layer), flat in zip(self._layers.items(), gathered, strict=False):
+            sample = layer.update(flat, self.momentum, self.window)
+            if sample is not None:
+                report[name] = self._numbers(layer, sample)
+        for name, shares in zip(self._convs, gathered[len(self._layers):], strict=True):
+            report[name] = dict(zip(('gradient_eq12', 'gradient_eq11', 'gradient_left'), _finite(shares.nanmean(0)),
+                                    strict=True))
+        return report
+
+    def _numbers(self, layer: _Layer, sample: Tensor) -> dict[str, float]:
+        rare = under_represented(sample[5], self.fraction)
+        small = under_represented(sample[3].sqrt(), self.fraction)
+        values = torch.stack([
+            stat_diff(*layer.running, layer.num_groups).mean(),
+            eliminated(torch.stack(list(layer.maxima)).amax(0)).float().mean(), (rare | small).float().mean(),
+            *distance_to_batch_norm(*layer.before_affine(sample))
+        ])
+        return dict(zip(('stat_diff', 'eliminated', 'under_represented', 'distance_mean', 'distance_scale'),
+                        _finite(values), strict=True))
+
+    @staticmethod
+    def _summary(report: dict[str, dict[str, float]]) -> dict[str, float]:
+        """Means over the layers that have a number."""
+        names = dict.fromkeys(name for layer in report.values() for name in layer)
+        values = {name: [layer[name] for layer in report.values() if layer.get(name) is not None] for name in names}
+        return {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
+
+
+def _channels(norm: nn.Module) -> int:
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+
+
+def _finite(values: Tensor) -> list[float | None]:
+    """For JSON, which knows no NaN."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _histograms(x: Tensor, y: Tensor, layer: _Layer, bins: int = 40) -> dict:
+    """Counts of the two channels of the first group whose means differ most, before and after the norm."""
+    group = x.detach().float().flatten(2).transpose(0, 1).flatten(1)[:max(2, layer.channels // layer.num_groups)]
+    means = group.mean(1)
+    channels = [int(means.argmin()), int(means.argmax())]
+    result = dict(channels=channels)
+    for place, tensor in (('before', x), ('after', y)):
+        values = tensor.detach().float()[:, channels].transpose(0, 1).flatten(1).cpu()
+        low, high = values.min().item(), values.max().item()
+        counts = [torch.histc(channel, bins, low, high).int().tolist() for channel in values]
+        result[place] = dict(low=low, high=high, counts=counts)
+    return result
