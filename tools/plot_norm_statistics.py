@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Plot what NormStatisticsHook wrote: StatDiff of several runs, and of each run its eliminated channels, gradient
+shares and histograms, where it has them. Every picture as PNG and SVG."""
+import argparse
+import sys
+from pathlib import Path
+
+from wsbcn_mmseg.analysis.figures import (
+    plot_eliminated,
+    plot_gradient_shares,
+    plot_histograms,
+    plot_stat_diff,
+    read_norm_statistics,
+    save,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work folders of watched trainings')
+    parser.add_argument('--out', type=Path, help='folder of the pictures (default: the first run)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out or args.runs[0]
+    try:
+        runs = {run.resolve().name: read_norm_statistics(run) for run in args.runs}
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'plot_norm_statistics.py: {error}')
+    if not all(runs.values()):
+        sys.exit('plot_norm_statistics.py: no samples yet; the hook writes the first after `interval` iterations')
+    paths = save(plot_stat_diff(runs), out / 'stat_diff')
+    for name, lines in runs.items():
+        prefix = f'{name}_' if len(runs) > 1 else ''
+        paths += save(plot_eliminated(lines, name), out / f'{prefix}eliminated')
+        for plot, file in ((plot_gradient_shares, 'gradient_shares'), (plot_histograms, 'histograms')):
+            try:
+                paths += save(plot(lines), out / f'{prefix}{file}')
+            except ValueError:  # the run was not asked for these
+                continue
+    print('Wrote ' + ', '.join(map(str, paths)))
+
+
+if __name__ == '__main__':
+    main()

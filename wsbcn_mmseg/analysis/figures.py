@@ -1,0 +1,137 @@
+"""The paper's Figures 4, 6 and 7, and a map of eliminated channels, from what ``NormStatisticsHook`` wrote."""
+import json
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from wsbcn_mmseg.benchmark import COLOURS
+from wsbcn_mmseg.engine.norm_statistics_hook import FILE
+
+SHARES = {'gradient_eq11': 'removed by Eq. 11 (- mean)', 'gradient_eq12': 'removed by Eq. 12 (/ deviation)',
+          'gradient_left': 'left'}
+MARKERS = 'os^Dv*XP'
+
+
+def read_norm_statistics(work_dir: str | Path) -> list[dict]:
+    """The lines of a run, oldest first; of iterations that a resumed run repeated, the last.
+
+    Raises:
+        FileNotFoundError: If the run was not watched.
+    """
+    path = Path(work_dir) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; train with custom_hooks=[dict(type='NormStatisticsHook')]")
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
+    return sorted({line['iter']: line for line in lines}.values(), key=lambda line: line['iter'])
+
+
+def save(figure: Figure, out: Path) -> list[Path]:
+    """Write ``out`` as PNG and as SVG, and close the figure."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = [out.with_suffix(suffix) for suffix in ('.png', '.svg')]
+    for path in paths:
+        figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return paths
+
+
+def _series(lines: list[dict], key: str) -> tuple[list[float], list[list[float]]]:
+    """Epochs (fractions between samples of one epoch), and the layers' values at each."""
+    kept = [(line, values) for line in lines
+            if (values := [layer[key] for layer in line['layers'].values() if layer.get(key) is not None])]
+    per_epoch = max(1, max((line['iter'] for line, _ in kept), default=1) / max(
+        (line['epoch'] for line, _ in kept), default=1))
+    return [line['iter'] / per_epoch for line, _ in kept], [values for _, values in kept]
+
+
+def plot_stat_diff(runs: dict[str, list[dict]]) -> Figure:
+    """Mean of StatDiff (Eq. 35) over the layers of each run, and its deviation as a band, over epochs (Fig. 6).
+
+    Args:
+        runs: Lines of :func:`read_norm_statistics` by the name to show.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout='constrained')
+    for colour, marker, (name, lines) in zip(COLOURS, MARKERS, runs.items(), strict=False):
+        epochs, layers = _series(lines, 'stat_diff')
+        means = [statistics.mean(values) for values in layers]
+        spread = [statistics.pstdev(values) for values in layers]
+        axes.plot(epochs, means, color=colour, marker=marker, markevery=max(1, len(means) // 8), label=name)
+        axes.fill_between(epochs, [max(0, m - s) for m, s in zip(means, spread, strict=True)],
+                          [m + s for m, s in zip(means, spread, strict=True)], color=colour, alpha=.12, linewidth=0)
+    axes.set(xlabel='Epoch', ylabel='StatDiff, mean and deviation over layers', ylim=(0, None))
+    axes.grid(alpha=.3)
+    axes.legend()
+    return figure
+
+
+def plot_gradient_shares(lines: list[dict]) -> Figure:
+    """What Eq. 11 and Eq. 12 remove of the squared gradient norm, and what is left, on a log axis (Fig. 4, right).
+
+    Args:
+        lines: Of a run watched with ``gradients=True``.
+
+    Raises:
+        ValueError: If it was not.
+    """
+    figure, axes = plt.subplots(figsize=(5.4, 4), layout='constrained')
+    draw_gradient_shares(axes, lines)
+    return figure
+
+
+def draw_gradient_shares(axes: plt.Axes, lines: list[dict]) -> None:
+    """:func:`plot_gradient_shares` into given axes."""
+    if not any('gradient_left' in layer for line in lines for layer in line['layers'].values()):
+        raise ValueError('the run has no gradient shares; train with NormStatisticsHook(gradients=True) and ConvWS')
+    for colour, marker, (key, label) in zip(COLOURS, MARKERS, SHARES.items(), strict=False):
+        epochs, layers = _series(lines, key)
+        axes.plot(epochs, [statistics.mean(values) for values in layers], color=colour, marker=marker,
+                  markevery=max(1, len(layers) // 8), label=label)
+    axes.set(xlabel='Epoch', ylabel='Share of the squared gradient norm', yscale='log', ylim=(None, 1.3))
+    axes.grid(alpha=.3, which='both')
+    axes.legend()
+
+
+def plot_eliminated(lines: list[dict], title: str = '') -> Figure:
+    """Share of eliminated channels, layer by layer over iterations."""
+    names = [name for name, layer in lines[-1]['layers'].items() if 'eliminated' in layer]
+    table = [[100 * (line['layers'].get(name, {}).get('eliminated') or 0) for line in lines] for name in names]
+    figure, axes = plt.subplots(figsize=(7, max(2.4, .17 * len(names) + 1.2)), layout='constrained')
+    iterations = [line['iter'] for line in lines]
+    step = (iterations[-1] - iterations[0]) / max(1, len(iterations) - 1) or 1
+    image = axes.imshow(table, aspect='auto', cmap='cividis', vmin=0, vmax=max(1, max(map(max, table))),
+                        interpolation='nearest', extent=(iterations[0] - step / 2, iterations[-1] + step / 2,
+                                                         len(names) - .5, -.5))
+    shown = range(0, len(names), max(1, len(names) // 40))
+    axes.set_yticks(list(shown), [names[i] for i in shown], fontsize=7)
+    axes.set(xlabel='Iteration', title=title)
+    figure.colorbar(image, label='Eliminated channels (%)')
+    return figure
+
+
+def plot_histograms(lines: list[dict]) -> Figure:
+    """Histograms of two channels of one layer, before and after the norm, at the last sample that has them (Fig. 7).
+
+    Raises:
+        ValueError: If the run kept none.
+    """
+    line = next((line for line in reversed(lines) if line.get('histogram')), None)
+    if line is None:
+        raise ValueError("the run kept no histograms; train with NormStatisticsHook(histograms='name of a norm')")
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout='constrained')
+    histogram = line['histogram']
+    for axes, place in zip(panels, ('before', 'after'), strict=True):
+        data = histogram[place]
+        width = (data['high'] - data['low']) / len(data['counts'][0])
+        centres = [data['low'] + (i + .5) * width for i in range(len(data['counts'][0]))]
+        for colour, channel, counts in zip(COLOURS, histogram['channels'], data['counts'], strict=False):
+            # After the norm comes ReLU: what lies below 0 is pale
+            alphas = [.25 if place == 'after' and centre < 0 else .8 for centre in centres]
+            bars = axes.bar(centres, counts, width, color=colour, label=f'channel {channel}')
+            for bar, alpha in zip(bars, alphas, strict=True):
+                bar.set_alpha(alpha)
+        axes.set(title=f'{place} the norm, iteration {line["iter"]}', xlabel='Value', ylabel='Pixels')
+    panels[1].axvline(0, color='black', linewidth=1)
+    panels[0].legend()
+    return figure
