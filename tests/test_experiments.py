@@ -1,0 +1,120 @@
+"""Small experiments end to end: trainings side by side, figures, plots of watched runs."""
+import csv
+import json
+import math
+
+import pytest
+import torch
+from conftest import run_tool
+from PIL import Image
+
+from wsbcn_mmseg.analysis.comparison import Training, compare, markdown_table, summarise
+from wsbcn_mmseg.analysis.experiments import FixedStatisticsNorm, four_layer_network
+from wsbcn_mmseg.engine.norm_statistics_hook import FILE
+
+pytest.importorskip('mmpretrain', reason='the digits train by mmpretrain')
+pytest.importorskip('sklearn', reason='the digits come with scikit-learn')
+
+
+def test_digits_are_all_there_once():
+    from wsbcn_mmseg.datasets import Digits
+    train, test = Digits('train'), Digits('test')
+    assert (len(train), len(test)) == (1347, 450)
+    images = {sample['img'].tobytes() for split in (train, test) for sample in (split[i] for i in range(len(split)))}
+    assert len(images) == 1797  # none twice, none in both
+    assert all(sum(test[i]['gt_label'] == digit for i in range(450)) in range(43, 47) for digit in range(10))
+    assert train[0]['img'].shape == (8, 8, 1) and train[0]['img'].max() <= 240
+    with pytest.raises(ValueError, match="'train' or 'test'"):
+        Digits('val')
+
+
+@pytest.mark.parametrize('batch', [1, 128])
+def test_a_digits_config_learns(batch, root, tmp_path):
+    """One epoch is far above chance, by the command that users run."""
+    result = run_tool('train.py', root / 'configs' / 'digits' / 'resnet8_bcn_ws_digits.py', '--work-dir', tmp_path,
+                      '--cfg-options', f'train_cfg.max_epochs={1 if batch == 1 else 4}',
+                      f'train_dataloader.dataset.indices={400 if batch == 1 else 1347}',
+                      f'train_cfg.val_interval={1 if batch == 1 else 4}', DIGITS_BATCH=str(batch))
+    accuracy = float(result.stdout.split('accuracy/top1: ')[-1].split()[0])
+    assert accuracy > 30
+    mode = 'micro_batch' if batch == 1 else 'large_batch'
+    assert f"mode='{mode}'" in next(tmp_path.glob('*/vis_data/config.py')).read_text()
+
+
+def trainings(config):
+    options = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.indices=128')
+    return [Training(method, 128, seed, config, options) for method in ('GN', 'BN') for seed in (0, 1)]
+
+
+def test_comparison_resumes_and_reports(root, tmp_path, capsys):
+    """Four trainings; one that cannot run; the second call trains nothing anew."""
+    config, out = root / 'configs' / 'digits' / 'resnet8_gn_digits.py', tmp_path / 'digits'
+    broken = Training('broken', 1, 0, root / 'configs' / 'no.py')
+    arguments = (root / 'tools' / 'train.py', out, 'accuracy/top1', 'Accuracy (%)', 2)
+    table = compare([*trainings(config), broken], *arguments)
+    assert (out / 'broken_batch1_seed0' / 'output.txt').read_text().strip().endswith('does not exist')
+    results = (out / 'results.jsonl').read_text()
+    assert compare([*trainings(config), broken], *arguments) == table
+    assert (out / 'results.jsonl').read_text() == results
+    rows = list(csv.DictReader((out / 'digits.csv').open()))
+    assert [(row['method'], row['seeds']) for row in rows] == [('GN', '2'), ('BN', '2'), ('broken', '0')]
+    # Method does not enter these trainings: same config, same seeds, same scores
+    assert rows[0]['mean'] == rows[1]['mean'] and '| broken | – | failed |' in table
+    assert Image.open(out / 'digits.png').width > 300
+
+
+def test_summary_by_hand():
+    rows = [dict(method='A', batch=8, seed=seed, score=score) for seed, score in enumerate((1., 2., 6.))]
+    summary, = summarise(rows)
+    assert summary['mean'] == 3 and summary['std_error'] == pytest.approx(math.sqrt(7) / math.sqrt(3))
+    assert markdown_table([summary], ['A']).splitlines()[-1] == '| A | 3.00 ± 1.53 |'
+
+
+def test_fixed_statistics_are_eq_34():
+    generator = torch.Generator().manual_seed(0)
+    norm = FixedStatisticsNorm(6, 2., .5, generator)
+    y = norm(torch.randn(16, 6, 4, 4) * 3 + 1)
+    torch.testing.assert_close(y.mean((0, 2, 3)), norm.mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(y.std((0, 2, 3), correction=0), norm.scale, rtol=1e-4, atol=0)
+    with torch.no_grad():
+        norm.weight.fill_(2), norm.bias.fill_(1)
+    torch.testing.assert_close(norm(torch.randn(16, 6, 4, 4)).mean((0, 2, 3)), 2 * norm.mean + 1, rtol=0, atol=1e-5)
+    at_batch_norm = four_layer_network(1, 0, 0, seed=0)
+    assert all(m.mean.eq(0).all() and m.scale.eq(1).all() for m in at_batch_norm if isinstance(m, FixedStatisticsNorm))
+    assert at_batch_norm(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_figure_5_by_command(tmp_path):
+    run_tool('reproduce_figure.py', '5', '--quick', '--out', tmp_path)
+    rows = list(csv.DictReader((tmp_path / 'figure_5.csv').open()))
+    assert [(row['sigma_mu'], row['sigma_sigma']) for row in rows] == [('0', '0'), ('0', '3'), ('3', '0'), ('3', '3')]
+    assert float(rows[0]['accuracy']) > float(rows[3]['accuracy'])  # the paper's finding, in two epochs
+    assert Image.open(tmp_path / 'figure_5.png').width > 300 and (tmp_path / 'figure_5.svg').stat().st_size > 1000
+
+
+def watched(folder, gradients: bool):
+    """What a run with two layers leaves behind, in the hook's format."""
+    folder.mkdir()
+    shares = dict(gradient_eq12=.01, gradient_eq11=.3, gradient_left=.69) if gradients else {}
+    lines = [dict(iter=10 * i, epoch=i, layers={
+        name: dict(stat_diff=value / i, eliminated=.1, under_represented=.2, distance_mean=.1, distance_scale=None)
+        for name, value in (('layer1.bn1', .5), ('layer2.bn1', 1.))} | ({'layer1.conv1': shares} if shares else {}),
+        **({'histogram': dict(channels=[0, 3], before=dict(low=-1., high=1., counts=[[1] * 4, [2] * 4]),
+                              after=dict(low=-2., high=1., counts=[[1] * 4, [2] * 4]))} if gradients else {}))
+        for i in (1, 2, 3)]
+    text = '\n'.join(json.dumps(line) for line in lines)
+    (folder / FILE).write_text(text + '\n{"iter": 40, "lay')  # a run that was killed while writing
+
+
+def test_plots_of_watched_runs(tmp_path):
+    watched(tmp_path / 'a', True)
+    watched(tmp_path / 'b', False)
+    result = run_tool('plot_norm_statistics.py', tmp_path / 'a', tmp_path / 'b', '--out', tmp_path / 'out')
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    pictures = ('stat_diff', 'a_eliminated', 'b_eliminated', 'a_gradient_shares', 'a_histograms')
+    assert names == {f'{name}.{suffix}' for name in pictures for suffix in ('png', 'svg')}
+    assert all(name in result.stdout for name in names)
+    svg = (tmp_path / 'out' / 'stat_diff.svg').read_text()
+    assert svg.count('<g id="line2d_') > 4
+    result = run_tool('plot_norm_statistics.py', tmp_path, check=False)
+    assert result.returncode == 1 and 'NormStatisticsHook' in result.stderr and 'Traceback' not in result.stderr
