@@ -8,7 +8,8 @@ from .stack import check_stack, quiet_import
 
 check_stack()
 with quiet_import():
-    from . import datasets, engine, layers, models, ops
+    from . import conversion, datasets, engine, layers, models, ops
+    from .conversion import fold
 
 __version__ = '0.1.0'
-__all__ = ['datasets', 'engine', 'layers', 'models', 'ops']
+__all__ = ['conversion', 'datasets', 'engine', 'fold', 'layers', 'models', 'ops']
