@@ -10,6 +10,7 @@ check_stack()
 with quiet_import():
     from . import conversion, datasets, engine, layers, models, ops
     from .conversion import fold
+    from .inference import infer, load_segmentor
 
 __version__ = '0.1.0'
-__all__ = ['conversion', 'datasets', 'engine', 'fold', 'layers', 'models', 'ops']
+__all__ = ['conversion', 'datasets', 'engine', 'fold', 'infer', 'layers', 'load_segmentor', 'models', 'ops']
