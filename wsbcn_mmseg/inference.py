@@ -83,7 +83,7 @@ def _device(name: str) -> torch.device:
 
 def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
     """Names and colours of the classes: from the checkpoint, the config's data set, or numbers and VOC's colours."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    dataset = _test_set(cfg)
     with DATASETS.switch_scope_and_registry(None) as registry:
         dataset_type = registry.get(dataset['type']) if 'type' in dataset else None
     known = dict(getattr(dataset_type, 'METAINFO', {})) | dict(dataset.get('metainfo') or {})
@@ -207,7 +207,7 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
         raise UsageError(f'expected batch of at least 1 and opacity from 0 to 1, got {batch} and {opacity}')
     sources = [source for image in images
                for source in ([image] if isinstance(image, np.ndarray) else find_images([image]))]
-    network, pipeline = _network(model, tta), Compose(_pipeline(model.cfg, tta))
+    network, pipeline = _network(model, tta), Compose(preprocess_steps(model.cfg, tta))
     names = _names(sources)
     predictions = [Prediction(name if isinstance(source, np.ndarray) else str(source))
                    for name, source in zip(names, sources, strict=True)]
@@ -237,19 +237,35 @@ def _network(model: nn.Module, tta: bool) -> nn.Module:
     return MODELS.build(dict(**model.cfg.tta_model, module=model)).eval()
 
 
-def _pipeline(cfg: Config, tta: bool) -> list[dict]:
-    """The config's test pipeline, for an image that is read already and has no labels."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    pipeline = cfg.get('tta_pipeline') if tta else dataset.get('pipeline') or cfg.get('test_pipeline')
+def preprocess_steps(cfg: Config, tta: bool = False) -> list[dict]:
+    """The config's test pipeline, for an image that is read already and has no labels.
+
+    Raises:
+        UsageError: If the config has none.
+    """
+    pipeline = cfg.get('tta_pipeline') if tta else _test_set(cfg).get('pipeline') or cfg.get('test_pipeline')
     if not pipeline or pipeline[0]['type'] != 'LoadImageFromFile':
         raise UsageError('the config has no test pipeline that begins with LoadImageFromFile')
-    steps = []
-    for step in copy.deepcopy(list(pipeline)):
+    first, *steps = copy.deepcopy(list(pipeline))
+    for step in steps:
         if 'transforms' in step:
             step.transforms = [kept for branch in step.transforms if (kept := _without_labels(branch))]
-        steps.append(step)
-    return [dict(type='LoadImageFromNDArray', to_float32=steps[0].get('to_float32', False)),
-            *_without_labels(steps[1:])]
+    return [dict(type='LoadImageFromNDArray', to_float32=first.get('to_float32', False)), *_without_labels(steps)]
+
+
+def _test_set(cfg: Config) -> dict:
+    return (cfg.get('test_dataloader') or {}).get('dataset') or {}
+
+
+def test_images(cfg: Config) -> list[Path]:
+    """The image files of the config's test set that are there."""
+    dataset = _test_set(cfg)
+    folder = Path(dataset.get('data_root') or '.', (dataset.get('data_prefix') or {}).get('img_path') or 'nowhere')
+    listed = Path(dataset.get('data_root') or '.', dataset.get('ann_file') or 'nowhere')
+    if not folder.is_dir():
+        return []
+    names = set(listed.read_text().split()) if listed.is_file() else None
+    return [path for path in sorted(folder.iterdir()) if names is None or path.stem in names]
 
 
 def _without_labels(steps: list) -> list:
