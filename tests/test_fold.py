@@ -17,6 +17,15 @@ from torch.nn.utils import fuse_conv_bn_eval
 from wsbcn_mmseg import fold
 from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d
 
+@pytest.fixture(scope='module', autouse=True)
+def _one_thread():
+    """Beside other busy processes, threads that wait for each other take many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
