@@ -17,6 +17,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from wsbcn_mmseg import fold
 from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d
 
+
 @pytest.fixture(scope='module', autouse=True)
 def _one_thread():
     """Beside other busy processes, threads that wait for each other take many times as long."""

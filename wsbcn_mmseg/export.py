@@ -146,7 +146,7 @@ def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | 
     real = list(_prepared(model, images))
     temporary = out.with_name(f'{out.name}.unchecked')
     try:
-        run = _write(form, folded, temporary)
+        run = write(form, folded, temporary)
         checks = [_compare('random', original, run, _random_images(model), out),
                   _compare('real', original, run, real, out)]
         worst = max(check.relative for check in checks)
@@ -160,7 +160,12 @@ def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | 
     return checks
 
 
-def _write(form: str, network: Logits, path: Path) -> Runner:
+def write(form: str, network: Logits, path: Path) -> Runner:
+    """Write a network, folded and in evaluation mode, to a file, and read it back; nothing is compared.
+
+    Raises:
+        UsageError: If the network cannot be exported.
+    """
     example = torch.randn(EXAMPLE[0], 3, *EXAMPLE[1:], generator=torch.Generator().manual_seed(0))
     try:
         with _traceable(), torch.no_grad():
