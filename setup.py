@@ -39,7 +39,11 @@ setup(
     packages=find_packages(include=['wsbcn_mmseg', 'wsbcn_mmseg.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],
-    extras_require={name: requirements(f'{name}.txt') for name in ('onedl', 'openmmlab', 'export', 'tests')},
+    extras_require={
+        **{name: requirements(f'{name}.txt')
+           for name in ('onedl', 'openmmlab', 'openmmlab-pretrain', 'export', 'tests')},
+        'pretrain': requirements('onedl-pretrain.txt')
+    },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )

@@ -239,10 +239,7 @@ def test_other_standardized_weights_and_formats():
             return super().standardized_weight() * self.gain
 
         def forward(self, x):
-            return self._conv(x)
-
-        def _conv(self, x):
-            return nn.functional.conv2d(x, self.standardized_weight(), self.bias)
+            return self._convolve(x, self.standardized_weight())
 
     model = settle(nn.Sequential(Adaptive(4, 8, 3), BCN(8), ConvWS(8, 8, 3)).to(memory_format=torch.channels_last))
     model[2].weight.requires_grad_(False)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 import torch
@@ -61,8 +62,29 @@ def test_two_distributions_over_each_other_are_named(monkeypatch):
         stack.check_stack()
 
 
+@pytest.mark.parametrize('loads', [True, False])
+def test_torchvision_of_another_build_can_be_imported(loads, tmp_path):
+    """Its compiled part does not load; mmseg and mmpretrain need none of it. Where it loads, nothing is declared."""
+    package = tmp_path / 'torchvision'
+    package.mkdir()
+    (package / '__init__.py').write_text(
+        'import torch\nif not hasattr(torch.ops.torchvision, "nms"):\n    raise RuntimeError("nms does not exist")\n')
+    (package / f'_C{EXTENSION_SUFFIXES[0]}').write_bytes(b'not a library')
+    code = (f'import sys, torch\nsys.path.insert(0, {str(tmp_path)!r})\n'
+            f'torch.ops.load_library = (lambda path: None) if {loads} else torch.ops.load_library\n'
+            f'import runpy\nstack = runpy.run_path({stack.__file__!r})\n'
+            'stack["declare_torchvision_operators"]()\n'
+            'print(hasattr(torch.ops.torchvision, "nms"))\nif not hasattr(torch.ops.torchvision, "nms"): sys.exit()\n'
+            'import torchvision')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(not loads)
+
+
 def test_importing_changes_nothing_but_registries():
-    code = ('import random, torch, warnings, mmseg.models, mmseg.datasets\n'
+    code = ('import random, torch, warnings, runpy\n'
+            f'stack = runpy.run_path({stack.__file__!r})\n'
+            'stack["declare_torchvision_operators"]()\n'  # mmseg alone would stop here
+            'import mmseg.models, mmseg.datasets\n'
             'state = lambda: (torch.get_default_dtype(), torch.backends.cudnn.benchmark, torch.initial_seed(),'
             ' warnings.filters[:], random.getstate(), torch.get_num_threads())\n'
             'before = state()\nimport wsbcn_mmseg\nassert state() == before')

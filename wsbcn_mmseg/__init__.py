@@ -4,9 +4,10 @@ Importing this package registers all it offers: ``ConvWS``, ``ConvWS1d``, ``Conv
 registry, hooks, network parts and data transforms. In a config of any OpenMMLab project,
 ``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed.
 """
-from .stack import check_stack, quiet_import
+from .stack import check_stack, declare_torchvision_operators, quiet_import
 
 check_stack()
+declare_torchvision_operators()
 with quiet_import():
     from . import conversion, datasets, engine, layers, models, ops
     from .conversion import fold

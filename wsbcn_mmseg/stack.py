@@ -2,8 +2,12 @@
 import io
 import warnings
 from contextlib import contextmanager, redirect_stdout
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
+
+import torch
 
 # import name: (upstream distributions, OneDL distribution); both install the same import name
 DISTRIBUTIONS = {
@@ -11,6 +15,8 @@ DISTRIBUTIONS = {
     'mmcv': (('mmcv', 'mmcv-lite'), 'onedl-mmcv'),
     'mmseg': (('mmsegmentation', ), 'onedl-mmsegmentation'),
 }
+OPTIONAL = {'mmpretrain': (('mmpretrain', ), 'onedl-mmpretrain')}
+_TORCHVISION = torch.library.Library('torchvision', 'FRAGMENT')  # what it declares lasts as long as it does
 INSTALL = 'pip install onedl-mmcv==2.3.6 onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2'
 
 
@@ -28,12 +34,35 @@ def check_stack() -> None:
     missing = [name for name in DISTRIBUTIONS if find_spec(name) is None]
     if missing:
         raise ImportError(f'wsbcn_mmseg needs {", ".join(missing)}, not installed here; run: {INSTALL}')
-    both = [(name, onedl) for upstream, onedl in DISTRIBUTIONS.values() for name in upstream
+    both = [(name, onedl)
+            for upstream, onedl in (*DISTRIBUTIONS.values(), *OPTIONAL.values()) for name in upstream
             if _installed(name) and _installed(onedl)]
     if both:
         names = [name for pair in both for name in pair]
         raise ImportError(f'{" and ".join(both[0])} lie over each other in one folder; run: '
                           f'pip uninstall -y {" ".join(names)}, then {INSTALL}')
+
+
+def declare_torchvision_operators() -> None:
+    """Let a torchvision that was built for another torch be imported, as far as it needs no compiled operator.
+
+    mmpretrain imports torchvision for its image transforms, and mmseg imports mmpretrain where it is installed. A
+    torchvision whose compiled part does not load stops at import, for two operators that nobody declared. Where builds
+    match, nothing is done.
+    """
+    spec = find_spec('torchvision')
+    if spec is None or not spec.submodule_search_locations:
+        return
+    compiled = [path for folder in spec.submodule_search_locations for suffix in EXTENSION_SUFFIXES
+                for path in Path(folder).glob(f'_C{suffix}')]
+    try:
+        for path in compiled[:1]:
+            torch.ops.load_library(str(path))  # as torchvision itself does
+    except OSError:
+        compiled = []
+    for name in () if compiled else ('nms', 'qnms'):
+        if not hasattr(torch.ops.torchvision, name):
+            _TORCHVISION.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _bake(conv: _ConvNd) -> None:
         held.clear()
     conv.register_parameter('weight', weight)
     conv.register_parameter('bias', bias)
-    for name in ('eps', '_before_rescaling'):
+    for name in ('eps', 'center', 'scale', '_before_rescaling'):
         vars(conv).pop(name, None)
 
 

@@ -1,3 +1,4 @@
+from .digits import Digits
 from .transforms import RandomLogScale
 
-__all__ = ['RandomLogScale']
+__all__ = ['Digits', 'RandomLogScale']

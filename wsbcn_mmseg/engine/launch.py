@@ -13,6 +13,14 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from .checkpoint import read_weights
 
+_WHERE = {
+    'PascalVOCDataset': 'set VOC_ROOT to your VOCdevkit/VOC2012, or make a small synthetic one with '
+                        'tools/make_mini_voc.py',
+    'ImageNet': 'set IMAGENET_ROOT to the folder that holds train/ and val/',
+    **dict.fromkeys(('CIFAR10', 'CIFAR100'),
+                    'set CIFAR_ROOT to the folder that holds cifar-10-batches-py/ and cifar-100-python/')
+}
+
 
 class UsageError(Exception):
     """Something that the user can put right; the message says how."""
@@ -64,8 +72,7 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
                 continue  # remote storage answers for itself
             root = Path(dataset.get('data_root') or '.')
             if not root.is_dir():
-                raise UsageError(f'data folder {root} does not exist; set VOC_ROOT to your VOCdevkit/VOC2012, '
-                                 'or make a small synthetic one with tools/make_mini_voc.py')
+                raise UsageError(f'data folder {root} does not exist; {_WHERE.get(dataset["type"], "set data_root")}')
             ann_file = dataset.get('ann_file')
             if ann_file and not (root / ann_file).is_file():
                 raise UsageError(f'{root / ann_file} does not exist; tools/prepare_voc_aug.py makes the augmented '

@@ -29,20 +29,23 @@ class _WeightStandardized:
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
-                 padding_mode='zeros', device=None, dtype=None, eps: float = 1e-5):
+                 padding_mode='zeros', device=None, dtype=None, eps: float = 1e-5, center: bool = True,
+                 scale: bool = True):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          device, dtype)
         if self.weight[0].numel() < 2:
             raise ValueError(f'{type(self).__name__} needs a fan-in of at least 2, got a depth-wise kernel of shape '
                              f'{tuple(self.weight.shape)}, which Weight Standardization turns to zero; '
                              'use a plain convolution there')
-        self.eps = eps
+        self.eps, self.center, self.scale = eps, center, scale
 
     def standardized_weight(self) -> Tensor:
         """The kernel that convolves, shape of ``weight``: mean 0, variance 1 per output channel (Eq. 5)."""
-        return standardize_weight(self.weight, self.eps)
+        return standardize_weight(self.weight, self.eps, center=self.center, scale=self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.center and self.scale):  # the ablations need not be fast
+            return self._convolve(x, self.standardized_weight())
         padding = self.padding
         if self.padding_mode != 'zeros' or isinstance(padding, str):  # as nn.Conv2d does
             mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
@@ -68,13 +71,18 @@ class _WeightStandardized:
         if name == 'weight' and _is_rescaled(param, old):
             vars(self)['_before_rescaling'] = old  # not as a parameter of the module
 
+    def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """What ``nn.ConvNd`` computes, by another kernel."""
+        return super()._conv_forward(x, kernel, self.bias)
+
     def _conv_forward(self, *_):
         # What nn.ConvNd's forward calls, ours does not; the efficient_conv_bn_eval of mmcv and MMEngine does, with the
         # raw kernel times the scale of a norm.
         raise RuntimeError(_CANNOT_FUSE.format(type(self).__name__))
 
     def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, eps={self.eps}'
+        parts = '' if self.center and self.scale else f', center={self.center}, scale={self.scale}'
+        return f'{super().extra_repr()}, eps={self.eps}{parts}'
 
 
 @MODELS.register_module(force=True)  # also in the place of mmcv's ConvWS, which divides by another deviation
@@ -87,6 +95,8 @@ class ConvWS(_WeightStandardized, nn.Conv2d):
 
     Args:
         eps (float): Added to the variance, inside the root. Defaults to 1e-5.
+        center (bool): Subtract the mean (Eq. 11); False only for the ablation of Table 4. Defaults to True.
+        scale (bool): Divide by the standard deviation (Eq. 12); False only for the ablation. Defaults to True.
 
     Raises:
         ValueError: If the fan-in is 1 (depth-wise 1x1).

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
+def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True, scale: bool = True) -> Tensor:
     r"""Standardize a convolution kernel over its fan-in (Eq. 5-7).
 
     .. math:: \hat W_{o,i} = (W_{o,i} - \mu_o) / \sqrt{\sigma_o^2 + \epsilon}
@@ -20,6 +20,8 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
     Args:
         weight: Kernel of shape (O, I/groups, *kernel_size), floating point.
         eps: Added to the variance, inside the root. Defaults to 1e-5.
+        center: Subtract the mean (Eq. 11). False is the ablation "/ div" of Table 4. Defaults to True.
+        scale: Divide by the standard deviation (Eq. 12). False is the ablation "- mean" of Table 4. Defaults to True.
 
     Returns:
         The standardized kernel, same shape and dtype.
@@ -37,5 +39,11 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
                          f'{tuple(weight.shape)}: with one input per output channel the result is always 0; '
                          'use a plain convolution there')
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    # Layer normalisation of the flattened kernel is Eq. 5-7, in one fused operator.
-    return F.layer_norm(weight.to(dtype).flatten(1), (fan_in, ), eps=eps).view_as(weight).to(weight.dtype)
+    flat = weight.to(dtype).flatten(1)
+    if center and scale:  # layer normalisation of the flattened kernel, in one fused operator
+        flat = F.layer_norm(flat, (fan_in, ), eps=eps)
+    elif center:
+        flat = flat - flat.mean(1, keepdim=True)
+    elif scale:
+        flat = flat * (flat.var(1, correction=0, keepdim=True) + eps).rsqrt()
+    return flat.view_as(weight).to(weight.dtype)

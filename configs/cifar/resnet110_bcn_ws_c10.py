@@ -1,0 +1,5 @@
+# Table 7, CIFAR-10, BCN+WS, 128 images: error 5.90 in the paper.
+_base_ = '../_base_/cifar10_resnet110.py'
+norm_cfg = dict(type='BCN', mode='large_batch', min_channels_per_group=4)
+conv_cfg = dict(type='ConvWS')
+model = dict(backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg))

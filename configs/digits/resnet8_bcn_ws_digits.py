@@ -1,0 +1,3 @@
+# Ours: BCN+WS on the digits.
+_base_ = './resnet8_bcn_digits.py'
+model = dict(backbone=dict(conv_cfg=dict(type='ConvWS')))

@@ -1,0 +1,4 @@
+# Table 3, row WN: top-1 error 25.09 in the paper.
+_base_ = './resnet50_gn_in1k.py'
+conv_cfg = dict(type='ConvWN')
+model = dict(backbone=dict(conv_cfg=conv_cfg))

@@ -1,0 +1,4 @@
+# Table 5, row GN+WS: top-1 error 21.80 in the paper.
+_base_ = './resnext101_32x4d_gn_in1k.py'
+conv_cfg = dict(type='ConvWS')
+model = dict(backbone=dict(conv_cfg=conv_cfg))

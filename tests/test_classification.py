@@ -1,0 +1,166 @@
+"""Every classification config trains a step, on tiny data in the real formats; what it learnt goes into segmentors."""
+import hashlib
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_tool
+from mmengine.registry import MODELS
+from PIL import Image
+from torch import nn
+
+from wsbcn_mmseg.engine.checkpoint import read_weights, safe_loading
+from wsbcn_mmseg.engine.launch import load_config
+from wsbcn_mmseg.layers import BCN, ConvCWN, ConvWN, ConvWS
+
+pytest.importorskip('mmpretrain', reason='the classification configs need mmpretrain')
+CONFIGS = sorted(path for folder in ('imagenet', 'cifar') for path in (ROOT / 'configs' / folder).glob('*.py'))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    """ImageNet's folders with one image per class, and CIFAR's pickles with ten images each."""
+    root = tmp_path_factory.mktemp('classification')
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    for split in ('train', 'val'):
+        for number in range(1000):
+            folder = root / 'imagenet' / split / f'n{number:08d}'
+            folder.mkdir(parents=True)
+            image.save(folder / f'{number}.JPEG')
+    for folder, files, meta, label in (
+            ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch'], 'batches.meta',
+             'labels'),
+            ('cifar-100-python', ['train', 'test'], 'meta', 'fine_labels')):
+        folder = root / 'cifar' / folder
+        folder.mkdir(parents=True)
+        for file in files:
+            images = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+            (folder / file).write_bytes(pickle.dumps({'data': images, label: list(range(10))}))
+        (folder / meta).write_bytes(pickle.dumps({'label_names': [], 'fine_label_names': []}))
+    return root
+
+
+@pytest.fixture
+def cifar_checksums(data, monkeypatch):
+    """mmpretrain checks the files against the checksums of the real ones."""
+    from mmpretrain.datasets import CIFAR10, CIFAR100
+    for cls in (CIFAR10, CIFAR100):
+        def checksum(name, cls=cls):
+            return hashlib.md5((data / 'cifar' / cls.base_folder / name).read_bytes()).hexdigest()
+        for attribute in ('train_list', 'test_list'):
+            monkeypatch.setattr(cls, attribute, [[name, checksum(name)] for name, _ in getattr(cls, attribute)])
+        monkeypatch.setattr(cls, 'meta', {**cls.meta, 'md5': checksum(cls.meta['filename'])})
+
+
+def small_run(config: Path, data: Path, work_dir: Path):
+    """A Runner of ``config`` with four images of 64 x 64, two updates of two, and one evaluation."""
+    from mmengine.runner import Runner
+    os.environ.update(IMAGENET_ROOT=str(data / 'imagenet'), CIFAR_ROOT=str(data / 'cifar'))
+    try:
+        cfg = load_config(str(config), None, str(work_dir), 'none')
+    finally:
+        del os.environ['IMAGENET_ROOT'], os.environ['CIFAR_ROOT']
+    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+    images_per_update = cfg.train_dataloader.batch_size * accumulation
+    assert images_per_update == cfg.total_batch_size
+    cfg.train_dataloader.batch_size = min(2, cfg.train_dataloader.batch_size)
+    cfg.optim_wrapper.accumulative_counts = 2 if cfg.train_dataloader.batch_size == 1 else 1
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.indices = 4
+        for transform in loader.dataset.pipeline:
+            for name in ('scale', 'crop_size'):
+                if name in transform:
+                    transform[name] = min(64, transform[name])
+    cfg.train_cfg.max_epochs = 1
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
+    cfg.log_level = 'WARNING'
+    return Runner.from_cfg(cfg)
+
+
+EXPECTED = {'bn': nn.BatchNorm2d, 'gn': nn.GroupNorm, 'ln': nn.GroupNorm, 'in': nn.InstanceNorm2d, 'bcn': BCN}
+
+
+@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains(config, data, tmp_path, cifar_checksums):
+    runner = small_run(config, data, tmp_path)
+    network = runner.model
+    first = {name: value.clone() for name, value in network.named_parameters()}
+    runner.train()
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    moved = [name for name, value in network.named_parameters() if not torch.equal(value, first[name])]
+    assert len(moved) > .7 * len(first) and 'backbone.conv1.weight' in moved and 'head.fc.weight' in moved
+    assert 0 <= runner.message_hub.get_scalar('val/accuracy/top1').current() <= 100
+    name = re.match(r'(resnet\d+|resnext\d+_32x4d)_(.*)_(in1k|c10|c100)', config.stem)[2]
+    norms = [m for m in network.modules() if isinstance(m, (nn.GroupNorm, nn.InstanceNorm2d, BCN))
+             or type(m) is nn.BatchNorm2d]
+    kind = EXPECTED[name.split('_')[0]]
+    outer = [m for m in norms if not any(m is n.bn for n in norms if isinstance(n, BCN))]
+    assert outer and all(isinstance(m, kind) and m.weight is not None for m in outer)
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    conv = next((c for word, c in (('_wn', ConvWN), ('_cwn', ConvCWN), ('_ws', ConvWS)) if word in name), nn.Conv2d)
+    assert {type(m) for m in convs} == {conv}
+
+
+def test_config_names_are_in_the_table(root):
+    """configs/README.md has a row per config, with the number that the config's first lines name."""
+    table = (root / 'configs' / 'README.md').read_text()
+    for config in CONFIGS:
+        row = re.search(rf'^\| `{config.parent.name}/{config.name}` \|.*$', table, re.M)
+        assert row, config.name
+        number = re.search(r'error (\d+\.\d+) in the paper', config.read_text())
+        assert (number[1] if number else 'ours') in row[0]
+
+
+@pytest.fixture(scope='module')
+def pretrained(data, tmp_path_factory) -> Path:
+    """A checkpoint of configs/imagenet/resnet101_bcn_ws_in1k.py after an update."""
+    work_dir = tmp_path_factory.mktemp('pretrained')
+    runner = small_run(ROOT / 'configs' / 'imagenet' / 'resnet101_bcn_ws_in1k.py', data, work_dir)
+    runner.train()
+    runner.save_checkpoint(str(work_dir), 'epoch_1.pth')
+    return work_dir / 'epoch_1.pth'
+
+
+def test_pretrained_backbone_goes_into_the_segmentor(pretrained, mini_voc, tmp_path, monkeypatch):
+    """By MMEngine's own ``Pretrained``, every tensor; by PRETRAINED=, with a count; and the segmentor trains."""
+    from mmengine.runner import Runner
+    monkeypatch.setenv('VOC_ROOT', str(mini_voc))
+    monkeypatch.setenv('PRETRAINED', str(pretrained))
+    weights = {name.removeprefix('backbone.'): value for name, value in read_weights(pretrained).items()
+               if name.startswith('backbone.')}
+
+    options = {'train_cfg.max_iters': 1, 'train_cfg.val_interval': 2, 'train_dataloader.num_workers': 0,
+               'train_dataloader.persistent_workers': False, 'train_dataloader.batch_size': 2,
+               'model.data_preprocessor.size': (65, 65), 'train_dataloader.dataset.pipeline.3.crop_size': (65, 65)}
+    cfg = load_config(str(ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py'), options, str(tmp_path), 'none')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert f'Backbone: loaded {len(weights)} tensors from {pretrained}' in log and runner.iter == 1
+
+    network = MODELS.build(dict(cfg.model.backbone, init_cfg=dict(
+        type='Pretrained', checkpoint=str(pretrained), prefix='backbone.')))
+    assert weights.keys() == network.state_dict().keys()
+    with safe_loading():
+        network.init_weights()
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_the_classifier_tests_by_the_same_tool(pretrained, data, tmp_path):
+    result = run_tool('test.py', ROOT / 'configs' / 'imagenet' / 'resnet101_bcn_ws_in1k.py', pretrained, '--work-dir',
+                      tmp_path, '--cfg-options', 'test_dataloader.dataset.indices=4', 'test_dataloader.num_workers=0',
+                      'test_dataloader.persistent_workers=False', IMAGENET_ROOT=str(data / 'imagenet'))
+    assert 'accuracy/top1' in result.stdout + result.stderr
+
+
+def test_missing_data_is_one_sentence(tmp_path):
+    for folder, variable in (('imagenet/resnet50_bn_in1k', 'IMAGENET_ROOT'), ('cifar/resnet18_bn_c10', 'CIFAR_ROOT')):
+        config = ROOT / 'configs' / f'{folder}.py'
+        result = run_tool('train.py', config, check=False, **{variable: str(tmp_path / 'no')})
+        assert result.returncode == 1 and f'set {variable}' in result.stderr and 'Traceback' not in result.stderr

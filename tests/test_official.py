@@ -1,0 +1,197 @@
+"""Networks under the authors' names, written out here after their papers, give the same logits after conversion."""
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, run_tool
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from wsbcn_mmseg.conversion.official import convert_official, expected_network
+from wsbcn_mmseg.engine.launch import load_config
+
+EPS = 1e-5
+DEVIATIONS = {'classification': lambda w: (w.flatten(1).var(1) + EPS).sqrt(),
+              'segmentation': lambda w: w.flatten(1).std(1) + EPS}
+
+
+class TheirConv(nn.Conv2d):
+    """Standardizes by one of the authors' deviations; None: a plain convolution."""
+    deviation = None
+
+    def forward(self, x):
+        weight = self.weight
+        if self.deviation:
+            weight = weight - weight.mean((1, 2, 3), keepdim=True)
+            weight = weight / type(self).deviation(weight).view(-1, 1, 1, 1)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class TheirBCN(nn.Module):
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.randn(1, 32, 1)) for _ in range(2))
+        self.pbn = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        y = self.pbn(x).view(len(x), 32, -1)
+        y = (y - y.mean(2, keepdim=True)) / (y.var(2, correction=0, keepdim=True) + EPS).sqrt()
+        return (y * self.weight + self.bias).view_as(x)
+
+
+NORMS = {'BN': nn.BatchNorm2d, 'GN': lambda channels: nn.GroupNorm(32, channels), 'BCN': TheirBCN}
+
+
+class Bottleneck(nn.Module):
+
+    def __init__(self, conv, norm, inputs, planes, stride, dilation, groups, shortcut):
+        super().__init__()
+        width = planes if groups == 1 else planes * 4 // 64 * groups
+        self.conv1, self.bn1 = conv(inputs, width, 1, bias=False), norm(width)
+        self.conv2, self.bn2 = conv(width, width, 3, stride, dilation, dilation, groups, bias=False), norm(width)
+        self.conv3, self.bn3 = conv(width, planes * 4, 1, bias=False), norm(planes * 4)
+        self.downsample = nn.Sequential(conv(inputs, planes * 4, 1, stride, bias=False),
+                                        norm(planes * 4)) if shortcut else None
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)))))
+        return F.relu(y + (self.downsample(x) if self.downsample else x))
+
+
+class ASPP(nn.Module):
+
+    def __init__(self, conv, norm, num_classes):
+        super().__init__()
+        for i, dilation in enumerate((1, 6, 12, 18, 1), 1):
+            kernel = 3 if dilation > 1 else 1
+            padding = dilation if dilation > 1 else 0
+            setattr(self, f'aspp{i}', conv(2048, 256, kernel, 1, padding, dilation, bias=False))
+            setattr(self, f'aspp{i}_bn', norm(256))
+        self.conv2, self.bn2 = conv(1280, 256, 1, bias=False), norm(256)
+        self.conv3 = nn.Conv2d(256, num_classes, 1)
+
+    def forward(self, x):
+        inputs = [x] * 4 + [x.mean((2, 3), keepdim=True)]
+        branches = [F.relu(getattr(self, f'aspp{i}_bn')(getattr(self, f'aspp{i}')(y))) for i, y in enumerate(inputs, 1)]
+        branches[4] = F.interpolate(branches[4], x.shape[2:], mode='bilinear', align_corners=True)
+        return self.conv3(F.relu(self.bn2(self.conv2(torch.cat(branches, 1)))))
+
+
+class Theirs(nn.Module):
+    """ResNet or ResNeXt with ``fc``, or DeepLabV3 with ``aspp``."""
+
+    def __init__(self, task, norm, ws, depth=50, groups=1):
+        super().__init__()
+        conv = type('Conv', (TheirConv, ), dict(deviation=staticmethod(DEVIATIONS[task]) if ws else None))
+        norm, segments = NORMS[norm], task == 'segmentation'
+        self.conv1, self.bn1 = conv(3, 64, 7, 2, 3, bias=False), norm(64)
+        inputs = 64
+        for stage, blocks in enumerate((3, 4, 6 if depth == 50 else 23, 3)):
+            planes, last = 64 * 2**stage, segments and stage == 3
+            layer = []
+            for i in range(blocks):
+                stride = 2 if i == 0 and stage > 0 and not last else 1
+                layer.append(Bottleneck(conv, norm, inputs, planes, stride, 2 if last and i else 1, groups, i == 0))
+                inputs = planes * 4
+            setattr(self, f'layer{stage + 1}', nn.Sequential(*layer))
+        if segments:
+            self.aspp = ASPP(conv, norm, 21)
+        else:
+            self.fc = nn.Linear(2048, 1000)
+
+    def forward(self, x):
+        y = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        y = self.layer4(self.layer3(self.layer2(self.layer1(y))))
+        return self.aspp(y) if hasattr(self, 'aspp') else self.fc(y.mean((2, 3)))
+
+
+def published(task, norm, ws, **kwargs):
+    """A network with uneven parameters and statistics, so that nothing cancels by chance, in evaluation mode."""
+    network = Theirs(task, norm, ws, **kwargs).double().eval()
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if value.dim() in (1, 3):  # of norms, or a bias
+                value.uniform_(.5, 1.5) if name.endswith('weight') else value.uniform_(-.3, .3)
+            elif value.dim() == 4:
+                value.mul_(torch.rand(len(value), 1, 1, 1) + .1).add_(.01)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                fan_in = 100 if ws else 1
+                module.running_mean.uniform_(-.5, .5)
+                module.running_var.uniform_(.5 * fan_in, 2 * fan_in)
+    return network
+
+
+CASES = [('classification', 'BCN', True, dict(depth=50)), ('classification', 'BCN', True, dict(depth=101)),
+         ('classification', 'BCN', True, dict(depth=50, groups=32)), ('classification', 'GN', True, dict(depth=50)),
+         ('segmentation', 'BCN', True, dict(depth=101)), ('segmentation', 'GN', True, dict(depth=101)),
+         ('segmentation', 'BN', False, dict(depth=101))]
+
+
+def name_of(case) -> str:
+    return f'{case[0]}-{case[1]}-{case[3]["depth"]}{"x" if "groups" in case[3] else ""}'
+
+
+@pytest.mark.parametrize('case', CASES, ids=name_of)
+def test_converted_networks_give_the_authors_logits(case):
+    task, norm, ws, settings = case
+    theirs = published(*case[:3], **settings)
+    weights = {name: value.clone() for name, value in theirs.state_dict().items()}
+    if norm == 'BCN':
+        weights['bn1.estbn_moving_speed'] = torch.zeros(1)
+    converted, official = convert_official(weights)
+    assert (official.task, official.norm, official.ws) == (task, norm, ws)
+    assert official.network == f'ResNe{"Xt" if "groups" in settings else "t"}-{settings["depth"]}'
+
+    network = our_network(official)
+    network.load_state_dict(converted, strict=True)
+    x = torch.randn(1, 3, 33, 33, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = theirs(x)
+        assert wanted.std() > .1
+        torch.testing.assert_close(network(x), wanted, rtol=1e-6, atol=1e-6)
+        if task == 'classification':  # names alone are not enough: the deviations differ
+            network.load_state_dict(convert_official(weights, ws=False)[0])
+            assert (network(x) - wanted).abs().max() > 1e-4
+
+
+class OurClassifier(nn.Module):
+
+    def __init__(self, parts):
+        super().__init__()
+        self.backbone, self.head = parts['backbone'], parts['head']
+
+    def forward(self, x):
+        return self.head['fc'](self.backbone(x)[-1].mean((2, 3)))
+
+
+def our_network(official):
+    """The segmentor of the config for VOC, or ResNet and classifier, in float64 and evaluation mode."""
+    if official.task == 'segmentation':
+        stem = {'BCN': 'bcn_ws', 'GN': 'gn_ws', 'BN': 'bn'}[official.norm]
+        cfg = load_config(str(ROOT / 'configs' / f'deeplabv3_r101_{stem}_voc.py'), None, None, 'none')
+        init_default_scope('mmseg')
+        return MODELS.build(cfg.model).double().eval()
+    network = expected_network(official, conv_cfg=dict(type='ConvWS') if official.ws else None)
+    return OurClassifier(network.to_empty(device='cpu')).double().eval()
+
+
+def test_tool_and_its_refusals(tmp_path):
+    theirs = published('classification', 'BCN', True).float()
+    published_format = {'epoch': 90, 'state_dict': {f'module.{k}': v for k, v in theirs.state_dict().items()},
+                        'best_acc': torch.tensor(76.9), 'optimizer': {'state': {}}}
+    torch.save(published_format, tmp_path / 'rn50.pth')
+    result = run_tool('convert_official_checkpoint.py', tmp_path / 'rn50.pth', tmp_path / 'out' / 'ours.pth')
+    assert 'classification, ResNet-50, BCN+WS, 1000 classes' in result.stdout
+    written = torch.load(tmp_path / 'out' / 'ours.pth', weights_only=True)
+    assert written['state_dict']['backbone.bcn1.weight'].shape == (32, )
+
+    partial = {k: v for k, v in theirs.state_dict().items() if k != 'layer2.1.bn2.bias'}
+    for weights, expected in ((partial, 'backbone.layer2.1.bcn2.bias'),
+                              ({**theirs.state_dict(), 'extra.weight': torch.ones(1)}, 'extra.weight'),
+                              ({'a': torch.ones(2)}, "not one of the authors' checkpoints")):
+        torch.save(weights, tmp_path / 'bad.pth')
+        result = run_tool('convert_official_checkpoint.py', tmp_path / 'bad.pth', tmp_path / 'bad_out.pth', check=False)
+        assert result.returncode == 1 and expected in result.stderr and 'Traceback' not in result.stderr
+        assert not (tmp_path / 'bad_out.pth').exists()

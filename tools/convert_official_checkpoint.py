@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Convert a checkpoint that the paper's authors published: ImageNet ResNet or ResNeXt, or DeepLabV3 on VOC.
+
+SRC is recognised by its tensors. What a classification checkpoint becomes, MMPretrain's classifiers load, and
+segmentors by PRETRAINED=DST; what a segmentation checkpoint becomes, tools/test.py tests with
+configs/deeplabv3_r101_*_voc.py.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from wsbcn_mmseg.conversion.official import convert_official
+from wsbcn_mmseg.engine.checkpoint import read_weights
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', help="the authors' file")
+    parser.add_argument('dst', type=Path, help='the file to write')
+    parser.add_argument('--ws', action=argparse.BooleanOptionalAction,
+                        help='whether the network standardizes its weights, which the file does not tell '
+                        '(default: as published, yes with GN and BCN, no with BN)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        state_dict, official = convert_official(read_weights(args.src), args.ws)
+    except (FileNotFoundError, ValueError) as error:
+        message = str(error)
+        sys.exit('convert_official_checkpoint.py: ' + (message if args.src in message else f'{args.src} {message}'))
+    meta = dict(source=Path(args.src).name, official=str(official), dataset_meta=official.dataset_meta)
+    args.dst.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict=state_dict, meta=meta), args.dst)
+    print(f'{args.src} ({official}): wrote {len(state_dict)} tensors to {args.dst}')
+
+
+if __name__ == '__main__':
+    main()

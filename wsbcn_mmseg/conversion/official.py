@@ -1,0 +1,192 @@
+"""The checkpoints that the paper's authors published, rewritten for the networks of this package.
+
+Their networks are ours under other names, with one difference: their standardization divides kernels by other
+deviations than Eq. 7, ``sqrt(unbiased variance + eps)`` in the ImageNet networks and ``unbiased deviation + eps`` in
+DeepLabV3. Both put a constant factor on each output channel, which is absorbed here exactly.
+"""
+import re
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import init_default_scope
+from mmseg.datasets import PascalVOCDataset
+from mmseg.models.backbones import ResNet, ResNeXt
+from torch import Tensor, nn
+
+from wsbcn_mmseg.models import DeepLabV3Head
+
+EPS = 1e-5
+_UNUSED = ('num_batches_tracked', 'estbn_moving_speed')
+_NORM_CFG = {'BN': dict(type='BN'), 'GN': dict(type='GN', num_groups=32), 'BCN': dict(type='BCN', num_groups=32)}
+_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+@dataclass(frozen=True)
+class Official:
+    """What a published checkpoint holds.
+
+    Attributes:
+        task: ``'classification'`` or ``'segmentation'``.
+        network: ``'ResNet-50'``, ``'ResNeXt-101'``, ...
+        norm: ``'BN'``, ``'GN'`` or ``'BCN'``.
+        ws: Whether the network standardizes its weights.
+        num_classes: Rows of the last layer.
+    """
+    task: str
+    network: str
+    norm: str
+    ws: bool
+    num_classes: int
+
+    @property
+    def dataset_meta(self) -> dict:
+        """Names and colours of the classes, where they are known: those of PASCAL VOC."""
+        voc = PascalVOCDataset.METAINFO
+        return dict(voc) if self.task == 'segmentation' and self.num_classes == len(voc['classes']) else {}
+
+    def __str__(self) -> str:
+        return f'{self.task}, {self.network}, {self.norm}{"+WS" if self.ws else ""}, {self.num_classes} classes'
+
+
+def recognise(weights: dict[str, Tensor], ws: bool | None = None) -> Official:
+    """Tell from names and shapes what the authors' file holds.
+
+    Args:
+        weights: Its state dict, without ``module.`` before the names.
+        ws: Whether the network standardizes its weights, which no name tells. Defaults to None: what the authors
+            published, WS with GN and BCN, no WS with BN.
+
+    Raises:
+        ValueError: If it is none of the formats known here.
+    """
+    logits = next((weights[name] for name in ('fc.weight', 'aspp.conv3.weight') if name in weights), None)
+    norm = next((norm for name, norm in (('bn1.pbn.weight', 'BCN'), ('bn1.bn.weight', 'BCN'),
+                                         ('bn1.running_mean', 'BN'), ('bn1.weight', 'GN')) if name in weights), None)
+    blocks = tuple(len({name.split('.')[1] for name in weights if name.startswith(f'layer{stage}.')})
+                   for stage in (1, 2, 3, 4))
+    if logits is None or norm is None or blocks not in _DEPTHS or 'layer1.0.conv2.weight' not in weights:
+        raise ValueError(f"not one of the authors' checkpoints: expected conv1, bn1, layer1 to layer4 of a ResNet or "
+                         f'ResNeXt of 50 to 152 layers and fc or aspp, got {_some(sorted(weights))} with '
+                         f'{"-".join(map(str, blocks))} blocks')
+    grouped = weights['layer1.0.conv2.weight'].shape[0] != weights['layer1.0.conv2.weight'].shape[1]
+    return Official('classification' if 'fc.weight' in weights else 'segmentation',
+                    f'ResNe{"Xt" if grouped else "t"}-{_DEPTHS[blocks]}', norm, norm != 'BN' if ws is None else ws,
+                    len(logits))
+
+
+def convert_official(weights: dict[str, Tensor], ws: bool | None = None) -> tuple[dict[str, Tensor], Official]:
+    """Rewrite one of the authors' state dicts.
+
+    Names become those of MMPretrain's ``ImageClassifier`` or of the segmentor of ``configs/deeplabv3_r101_*_voc.py``.
+    With s the deviation of Eq. 7, s' the authors' and f = s'/s, the factor goes into the stored statistics of the norm
+    that follows, mu' = f mu and var' = f^2 (var + eps) - eps; where nothing is stored, with GN, into the scale of
+    the kernel itself, which Eq. 7 does not cancel completely: W' = a W with a^2 = eps / (s'^2 - variance) gives the
+    authors' kernel exactly.
+
+    Args:
+        weights: State dict, without ``module.`` before the names.
+        ws: See :func:`recognise`.
+
+    Returns:
+        The state dict, and what it holds. Converted values are computed in float64 and returned in the given dtypes.
+
+    Raises:
+        ValueError: If the format is unknown, or tensors are missing, unexpected or of other shapes; the message lists
+            them.
+    """
+    weights = {name: value for name, value in weights.items() if not name.endswith(_UNUSED)}
+    official = recognise(weights, ws)
+    if official.ws:
+        _absorb_deviations(weights, official)
+    converted = {_rename(name, official.norm): value for name, value in weights.items()}
+    if official.norm == 'BCN':
+        for name, value in converted.items():
+            if re.search(r'bcn\d?\.(weight|bias)$|downsample\.1\.(weight|bias)$', name):
+                converted[name] = value.flatten()  # (1, G, 1)
+    _check(converted, official)
+    return converted, official
+
+
+def _absorb_deviations(weights: dict[str, Tensor], official: Official) -> None:
+    for name in [name for name in weights if _norm_after(name)]:
+        kernel = weights[name].double().flatten(1)
+        variance, unbiased = kernel.var(1, correction=0), kernel.var(1)
+        theirs = (unbiased + EPS).sqrt() if official.task == 'classification' else unbiased.sqrt() + EPS
+        if official.norm == 'GN':
+            scale = (EPS / (theirs**2 - variance)).sqrt()
+            weights[name] = (scale[:, None] * kernel).view_as(weights[name]).to(weights[name].dtype)
+        else:
+            _absorb_into_statistics(weights, _norm_after(name), theirs / (variance + EPS).sqrt())
+
+
+def _absorb_into_statistics(weights: dict[str, Tensor], norm: str, factor: Tensor) -> None:
+    """The norm's input becomes ``factor`` times what it was; what it gives stays."""
+    norm = next((inner for inner in (f'{norm}.pbn', f'{norm}.bn') if f'{inner}.running_var' in weights), norm)
+    mean, var, scale = (f'{norm}.{name}' for name in ('running_mean', 'running_var', 'weight'))
+    if var not in weights or scale not in weights or mean not in weights:
+        return  # _check tells
+    wanted = factor**2 * (weights[var].double() + EPS) - EPS
+    stored = wanted.clamp(min=0)  # a variance; what eps leaves uncovered, of channels that are next to nothing, scales
+    values = {mean: factor * weights[mean].double(), var: stored,
+              scale: weights[scale].double() * ((stored + EPS) / (wanted + EPS)).sqrt()}
+    weights.update({name: value.to(weights[name].dtype) for name, value in values.items()})
+
+
+def _norm_after(name: str) -> str | None:
+    """The norm that follows a convolution, by the authors' names of both; None for what is no such convolution."""
+    match = re.fullmatch(r'(layer\d\.\d+\.|aspp\.|)conv(\d)\.weight', name)
+    if match and (match[1] + match[2]) != 'aspp.3':
+        return f'{match[1]}bn{match[2]}'
+    match = re.fullmatch(r'(.*downsample\.)0\.weight', name)
+    if match:
+        return f'{match[1]}1'
+    match = re.fullmatch(r'(aspp\.aspp\d)\.weight', name)
+    return f'{match[1]}_bn' if match else None
+
+
+def _rename(name: str, norm: str) -> str:
+    abbreviation = norm.lower()
+    name = re.sub(r'\.pbn\.', '.bn.', name)
+    if not name.startswith('aspp.'):
+        name = re.sub(r'^fc\.', 'head.fc.', name)
+        name = re.sub(r'(^|\.)bn(\d)\.', rf'\1{abbreviation}\2.', name)
+        return name if name.startswith('head.') else f'backbone.{name}'
+    places = {**{str(i): f'aspp_modules.{i - 1}' for i in range(1, 5)}, '5': 'image_pool.1'}
+    name = name.removeprefix('aspp.')
+    name = re.sub(r'^aspp(\d)_bn\.', lambda match: f'{places.get(match[1], match[0])}.{abbreviation}.', name)
+    name = re.sub(r'^aspp(\d)\.', lambda match: f'{places.get(match[1], match[0])}.conv.', name)
+    name = re.sub(r'^conv2\.', 'bottleneck.conv.', name)
+    name = re.sub(r'^bn2\.', f'bottleneck.{abbreviation}.', name)
+    return 'decode_head.' + re.sub(r'^conv3\.', 'conv_seg.', name)
+
+
+def expected_network(official: Official, conv_cfg: dict | None = None) -> nn.ModuleDict:
+    """Backbone and head that the converted weights fill, without memory of their own (device ``meta``)."""
+    kind, depth = official.network.split('-')
+    norm_cfg = _NORM_CFG[official.norm]
+    extra = dict(groups=32, base_width=4) if kind == 'ResNeXt' else {}
+    init_default_scope('mmseg')
+    with torch.device('meta'):
+        backbone = (ResNeXt if extra else ResNet)(depth=int(depth), conv_cfg=conv_cfg, norm_cfg=norm_cfg, **extra)
+        if official.task == 'classification':
+            return nn.ModuleDict(dict(backbone=backbone, head=nn.ModuleDict(dict(
+                fc=nn.Linear(2048, official.num_classes)))))
+        head = DeepLabV3Head(in_channels=2048, channels=256, num_classes=official.num_classes,
+                             conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+    return nn.ModuleDict(dict(backbone=backbone, decode_head=head))
+
+
+def _check(converted: dict[str, Tensor], official: Official) -> None:
+    expected = {name: value.shape for name, value in expected_network(official).state_dict().items()
+                if not name.endswith(_UNUSED)}
+    missing, unexpected = sorted(expected.keys() - converted.keys()), sorted(converted.keys() - expected.keys())
+    misshapen = [f'{name} {tuple(value.shape)} instead of {tuple(expected[name])}'
+                 for name, value in converted.items() if name in expected and value.shape != expected[name]]
+    if missing or unexpected or misshapen:
+        raise ValueError(f'looks like {official}, but {_some(missing)} missing, {_some(unexpected)} unexpected, '
+                         f'{_some(misshapen)} of another shape')
+
+
+def _some(names: list[str]) -> str:
+    shown = f' ({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})' if names else ''
+    return f'{len(names)} tensors{shown}'

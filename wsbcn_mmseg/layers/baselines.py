@@ -1,0 +1,81 @@
+"""What the paper compares with and OpenMMLab does not have: WN, CWN (Table 3), and GroupNorm by width (Table 7).
+
+The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; its IN is
+``dict(type='IN', affine=True)``.
+"""
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .bcn import default_num_groups
+
+
+class _WeightNormalized:
+    """Mixin before ``nn.Conv2d``: direction and length of each output channel's kernel as separate parameters.
+
+    ``gain``, shape (O,), is the length. It starts at the length that a kernel from Kaiming's normal initialisation
+    (fan-out, ReLU) has on average, so that training starts where it would start without weight normalisation. A state
+    dict of an ordinary convolution loads too, with its kernels' own lengths.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        fan_in, fan_out = self.weight[0].numel(), self.weight[:, 0].numel()
+        self.gain = nn.Parameter(self.weight.new_full((self.out_channels, ), (2 * fan_in / fan_out)**.5))
+
+    def direction(self, weight: Tensor) -> Tensor:
+        """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
+        raise NotImplementedError
+
+    def normalized_weight(self) -> Tensor:
+        """The kernel that convolves, shape of ``weight``."""
+        direction = self.direction(self.weight.flatten(1))
+        return (self.gain[:, None] * direction / direction.norm(dim=1, keepdim=True)).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.normalized_weight(), self.bias)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        weight = state_dict.get(f'{prefix}weight')
+        if weight is not None and f'{prefix}gain' not in state_dict:
+            state_dict[f'{prefix}gain'] = self.direction(weight.flatten(1)).norm(dim=1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@MODELS.register_module()
+class ConvWN(_WeightNormalized, nn.Conv2d):
+    """2d convolution with Weight Normalization (Salimans and Kingma 2016; Eq. 8): g W / |W|.
+
+    Arguments, input and output shapes of :class:`torch.nn.Conv2d`. ``weight`` is W, ``gain`` of shape (O,) is g.
+    """
+
+    def direction(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+@MODELS.register_module()
+class ConvCWN(_WeightNormalized, nn.Conv2d):
+    """2d convolution with Centered Weight Normalization (Huang et al. 2017; Eq. 9): g (W - mean) / |W - mean|.
+
+    Arguments, input and output shapes of :class:`torch.nn.Conv2d`. ``weight`` is W, ``gain`` of shape (O,) is g.
+    """
+
+    def direction(self, weight: Tensor) -> Tensor:
+        return weight - weight.mean(1, keepdim=True)
+
+
+@MODELS.register_module()
+class GNByWidth(nn.GroupNorm):
+    """GroupNorm whose number of groups follows the width: min(32, C / 4) on CIFAR (Section 8.2).
+
+    ``dict(type='GN')`` of OpenMMLab wants one number for all layers.
+
+    Args:
+        num_features: Number of channels C.
+        min_channels_per_group: The number of groups is the largest divisor of C not above
+            min(32, C / min_channels_per_group). Defaults to 4.
+        eps: Added to the variance, inside the root. Defaults to 1e-5.
+    """
+    _abbr_ = 'gn'
+
+    def __init__(self, num_features: int, min_channels_per_group: int = 4, eps: float = 1e-5):
+        super().__init__(default_num_groups(num_features, min_channels_per_group), num_features, eps)
