@@ -320,3 +320,10 @@ def test_weights_are_assigned_as_ever():
     conv.bias = None
     conv.load_state_dict(dict(weight=torch.randn(8, 4, 3, 3)), assign=True)
     assert copy.deepcopy(conv).weight.shape == (8, 4, 3, 3)
+
+
+@pytest.mark.parametrize('settings', [dict(center=False), dict(scale=False)], ids=str)
+def test_ablations_of_standardization_fold_too(settings):
+    model = settle(nn.Sequential(ConvWS(4, 8, 3, padding=1, padding_mode='reflect', **settings), BCN(8)))
+    folded = check(model, torch.randn(2, 4, 9, 7, dtype=torch.float64))
+    assert kinds(folded) == [nn.Conv2d, nn.GroupNorm] and not {'center', 'scale', 'eps'} & set(vars(folded[0]))
