@@ -216,6 +216,7 @@ def test_one_failing_image_stops_no_other(model, pictures, monkeypatch):
     (dict(options=['--cfg-options', 'model.backbone.depth=34']), 'tensors missing, 0 unexpected, such as backbone.'),
     (dict(options=['--cfg-options', 'model.decode_head.num_classes=5']), 'has 21 classes, but the model has 5'),
     (dict(checkpoint='/nowhere.pth'), 'checkpoint /nowhere.pth does not exist'),
+    (dict(checkpoint='https://nowhere/x.pth'), 'download it first'),
     (dict(images=[ROOT / 'LICENSE']), 1),
 ])
 def test_mistakes_are_one_sentence(change, sentence, config, checkpoint, pictures, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from mmengine.config import DictAction
 from wsbcn_mmseg import load_segmentor
 from wsbcn_mmseg.engine.launch import UsageError
 from wsbcn_mmseg.export import FORMATS, TOLERANCE, export
-from wsbcn_mmseg.inference import find_images, test_images
+from wsbcn_mmseg.inference import find_images, images_of_test_set
 
 MOST_IMAGES = 4
 
@@ -38,7 +38,7 @@ def main() -> None:
     try:
         print(f'Exporting {args.checkpoint} as {args.format} to {args.out}', flush=True)
         model = load_segmentor(args.config, args.checkpoint, options=args.cfg_options)
-        images = find_images(args.images) if args.images else test_images(model.cfg)[:MOST_IMAGES]
+        images = find_images(args.images) if args.images else images_of_test_set(model.cfg)[:MOST_IMAGES]
         if not images:
             raise UsageError("the config's test set is not here; say by --images on which images to compare")
         checks = export(model, args.out, args.format, images, args.tolerance)

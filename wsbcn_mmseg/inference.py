@@ -50,6 +50,8 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
     cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(str(config), options, None, 'none')
     if not cfg.get('model'):
         raise UsageError(f'{config} describes no model')
+    if '://' in str(checkpoint):
+        raise UsageError(f'{checkpoint} is not on this machine; download it first')
     check_checkpoint(str(checkpoint), num_classes(cfg))
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     description = copy.deepcopy(cfg.model)
@@ -257,7 +259,7 @@ def _test_set(cfg: Config) -> dict:
     return (cfg.get('test_dataloader') or {}).get('dataset') or {}
 
 
-def test_images(cfg: Config) -> list[Path]:
+def images_of_test_set(cfg: Config) -> list[Path]:
     """The image files of the config's test set that are there."""
     dataset = _test_set(cfg)
     folder = Path(dataset.get('data_root') or '.', (dataset.get('data_prefix') or {}).get('img_path') or 'nowhere')
