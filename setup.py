@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent
 
 def requirements(name: str) -> list[str]:
     lines = (ROOT / 'requirements' / name).read_text().splitlines()
-    return [line for line in lines if line and not line.startswith('#')]
+    return [line for line in lines if line and not line.startswith(('#', '-r'))]
 
 
 class BuildWithMim(build_py):
@@ -40,7 +40,8 @@ setup(
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],
     extras_require={
-        **{name: requirements(f'{name}.txt') for name in ('onedl', 'openmmlab', 'openmmlab-pretrain', 'tests')},
+        **{name: requirements(f'{name}.txt')
+           for name in ('onedl', 'openmmlab', 'openmmlab-pretrain', 'export', 'tests')},
         'pretrain': requirements('onedl-pretrain.txt')
     },
     cmdclass={'build_py': BuildWithMim},

@@ -66,6 +66,17 @@ def test_networks(root, tmp_path, monkeypatch):
     assert Image.open(plot).format == 'PNG'
 
 
+def test_deployment(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, '_in_onnx_runtime', lambda network: network)  # test_deployment.py has the real one
+    options = Options(repeats=2, crop=33, depths=[50], batches=[1], configs=root / 'configs')
+    rows = benchmark.deployment(options)
+    names = [(row['layer'], row['implementation']) for row in rows]
+    assert names[:3] == [('GN', 'native'), ('BCN+WS', 'original'), ('BCN+WS', 'folded')]
+    assert rows[0]['vs_group_norm'] == rows[1]['vs_original'] == 1 and rows[2]['vs_group_norm'] > 0
+    path, plot = benchmark.write('deployment', rows, options, tmp_path)
+    assert path.name == 'deployment_cpu_float32.csv' and Image.open(plot).format == 'PNG'
+
+
 @pytest.fixture
 def run_tool(root, monkeypatch):
     """The command, in this process: importing OpenMMLab once more would take longer than what it measures here."""

@@ -36,7 +36,7 @@ def test_readme_names_files_that_exist(root):
 def test_table_11_has_a_config_per_row(root):
     rows = re.findall(r'^\| `(\w+)` \|', (root / 'README.md').read_text(), re.M)
     configs = {path.name for path in (root / 'configs').glob('deeplabv3_r101_*_voc.py')}
-    assert configs == {f'deeplabv3_r101_{row}_voc.py' for row in rows if row not in ('onedl', 'openmmlab')}
+    assert configs == {f'deeplabv3_r101_{row}_voc.py' for row in rows if row not in ('onedl', 'openmmlab', 'export')}
 
 
 @pytest.mark.parametrize('missing', ['mmcv', 'mmengine', 'mmseg'])
@@ -134,5 +134,5 @@ def test_extras_offer_both_stacks_and_force_neither():
     metadata = importlib.metadata.metadata('wsbcn_mmseg')
     requires = metadata.get_all('Requires-Dist')
     assert [r for r in requires if 'extra' not in r] == ['torch>=2.4']
-    assert {'onedl', 'openmmlab'} <= set(metadata.get_all('Provides-Extra'))
+    assert {'onedl', 'openmmlab', 'export'} <= set(metadata.get_all('Provides-Extra'))
     assert torch.__version__ >= '2.4'

@@ -9,7 +9,9 @@ from .stack import check_stack, declare_torchvision_operators, quiet_import
 check_stack()
 declare_torchvision_operators()
 with quiet_import():
-    from . import datasets, engine, layers, models, ops
+    from . import conversion, datasets, engine, layers, models, ops
+    from .conversion import fold
+    from .inference import infer, load_segmentor
 
 __version__ = '0.1.0'
-__all__ = ['datasets', 'engine', 'layers', 'models', 'ops']
+__all__ = ['conversion', 'datasets', 'engine', 'fold', 'infer', 'layers', 'load_segmentor', 'models', 'ops']

@@ -1,4 +1,5 @@
-"""Time and memory of BCN and Weight Standardization beside what they stand for: single layers, whole training steps.
+"""Time and memory of BCN and Weight Standardization beside what they stand for: single layers, whole training steps,
+and networks out of training.
 
 Everything is measured side by side in one process, all in turn in every round, so that what disturbs the machine
 disturbs all alike; a ratio is the median over the rounds of the ratios within a round.
@@ -12,6 +13,7 @@ import gc
 import importlib.util
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import wsbcn_mmseg
+from wsbcn_mmseg.conversion import fold
+from wsbcn_mmseg.export import Logits, onnx_runner
+from wsbcn_mmseg.export import write as write_exported
 from wsbcn_mmseg.layers import BCN
 
 WARM_UP = 3  # rounds before those that count
@@ -426,7 +431,11 @@ NETWORK_COLUMNS = {
 
 def draw_networks(rows: list[Row]) -> Figure:
     """Bars of time and memory beside the line of the network with BN."""
-    panels = {'vs_bn': 'time of a step', 'saved_vs_bn': 'bytes saved for backward', 'peak_vs_bn': 'peak memory'}
+    return _draw_bars(rows, {'vs_bn': 'time of a step / BN', 'saved_vs_bn': 'bytes saved for backward / BN',
+                             'peak_vs_bn': 'peak memory / BN'})
+
+
+def _draw_bars(rows: list[Row], panels: dict[str, str]) -> Figure:
     panels = {key: title for key, title in panels.items() if rows[0][key]}
     runs = list(dict.fromkeys((row['network'], row['shape']) for row in rows))
     figure = Figure(figsize=(2 + 4.5 * len(panels), 0.8 + 3 * len(runs)), layout='constrained')
@@ -438,10 +447,65 @@ def draw_networks(rows: list[Row]) -> Figure:
             bars = axes.barh(labels, [row[key] for row in part], color=colour)
             axes.bar_label(bars, fmt='{:.2f}', padding=3)
             axes.axvline(1, color='black', linewidth=1)
-            axes.set(xlabel=f'{title} / BN')
+            axes.set(xlabel=title)
             axes.margins(x=0.15)
         line[0].set_title(f'{network}, {shape.replace("x", " × ")}', loc='left')
     return figure
+
+
+# Deployment
+
+def _inference_run(network: Callable[[Tensor], Tensor], images: Tensor) -> Run:
+    def run(mark) -> None:
+        with torch.inference_mode():
+            mark()
+            network(images)
+            mark()
+
+    return run
+
+
+def _in_onnx_runtime(network: Logits) -> Callable[[Tensor], Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_exported('onnx', network, Path(folder, 'network.onnx'))
+        return onnx_runner(Path(folder, 'network.onnx'), torch.get_num_threads())
+
+
+def _deployment_rows(depth: int, batch: int, options: Options) -> list[Row]:
+    images = torch.randn(batch, 3, options.crop, options.crop, device=options.device)
+    images = images.contiguous(memory_format=options.memory_format)
+    plain, original = (Logits(build_network(Network('', '', config), depth, options)).eval()
+                       for config in ('gn', 'bcn_ws'))
+    folded = Logits(fold(original.segmentor))
+    networks = {('GN', 'native'): plain, ('BCN+WS', 'original'): original, ('BCN+WS', 'folded'): folded}
+    if options.device == 'cpu' and importlib.util.find_spec('onnxruntime') and importlib.util.find_spec('onnxscript'):
+        networks['BCN+WS', 'ONNX Runtime'] = _in_onnx_runtime(folded)
+
+    rounds = options.repeats or (3 if options.quick else 15 if options.device == 'cpu' else 50)
+    times = interleaved([_inference_run(network, images) for network in networks.values()], options.device, rounds,
+                        progress=partial(track, description=f'DeepLabV3-R{depth}, batch {batch}'))
+    base, original_times, *_ = times
+    return [{'network': f'DeepLabV3-R{depth}', 'layer': layer, 'implementation': name,
+             'shape': 'x'.join(map(str, images.shape)), 'pass': 'inference', 'ms': float(np.median(measured)),
+             'vs_group_norm': _ratio(measured, base), 'vs_original': _ratio(measured, original_times)}
+            for (layer, name), measured in zip(networks, times, strict=True)]
+
+
+def deployment(options: Options) -> list[Row]:
+    """Inference of DeepLabV3, trained with BCN and WS: as it was trained, folded, and exported; beside GroupNorm's."""
+    torch.backends.cudnn.benchmark = True  # as in our configs
+    return [row for depth in options.depths for batch in options.batches
+            for row in _deployment_rows(depth, batch, options)]
+
+
+DEPLOYMENT_COLUMNS = {
+    'network': '', 'shape': '', 'layer': '', 'implementation': '', 'ms': '.1f', 'vs_group_norm': '.2f',
+    'vs_original': '.2f'}
+
+
+def draw_deployment(rows: list[Row]) -> Figure:
+    """Bars of time beside the line of the network with GroupNorm."""
+    return _draw_bars(rows, {'vs_group_norm': 'time of inference / GroupNorm'})
 
 
 # Reports
@@ -454,7 +518,8 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {'layers': Benchmark(layers, LAYER_COLUMNS, draw_layers),
-              'networks': Benchmark(networks, NETWORK_COLUMNS, draw_networks)}
+              'networks': Benchmark(networks, NETWORK_COLUMNS, draw_networks),
+              'deployment': Benchmark(deployment, DEPLOYMENT_COLUMNS, draw_deployment)}
 
 
 def _processor() -> str:
@@ -478,6 +543,8 @@ def machine(options: Options) -> Row:
 def _dtype(benchmark: str, options: Options) -> str:
     if benchmark == 'networks':
         return 'amp_bfloat16' if options.amp else 'float32'
+    if benchmark == 'deployment':
+        return 'float32'
     return str(options.dtype).removeprefix('torch.')
 
 

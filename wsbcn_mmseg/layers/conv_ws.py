@@ -1,10 +1,24 @@
 """Convolutions with Weight Standardization (Eq. 5-7)."""
 import mmcv.cnn  # noqa: F401  (registers a ConvWS of its own, which the ones below replace)
+import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from wsbcn_mmseg.ops import standardize_weight, standardized_convolution
+
+_CANNOT_FUSE = ('a norm cannot be fused into the raw kernel of {}, Weight Standardization takes its scale away again; '
+                'wsbcn_mmseg.fold(model) makes plain convolutions with the norms folded in')
+
+
+def _is_rescaled(weight: Tensor | None, old: Tensor | None) -> bool:
+    """Whether ``weight`` is ``old`` times one factor per output channel, other than 1 throughout."""
+    if old is None or weight is None or weight is old or weight.shape != old.shape or weight.is_meta or old.is_meta:
+        return False
+    new, old = (w.detach().to('cpu', torch.promote_types(w.dtype, torch.float32)).flatten(1) for w in (weight, old))
+    factor = ((new * old).sum(1, keepdim=True) / old.square().sum(1, keepdim=True)).nan_to_num()
+    close = torch.allclose(new, factor * old, rtol=1e-4, atol=1e-6 * float(new.abs().max()))
+    return close and not torch.equal(new, old)
 
 
 class _WeightStandardized:
@@ -31,7 +45,7 @@ class _WeightStandardized:
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.center and self.scale):  # the ablations need not be fast
-            return self._conv_forward(x, self.standardized_weight(), self.bias)
+            return self._convolve(x, self.standardized_weight())
         padding = self.padding
         if self.padding_mode != 'zeros' or isinstance(padding, str):  # as nn.Conv2d does
             mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
@@ -41,6 +55,30 @@ class _WeightStandardized:
         y = standardized_convolution(batch, self.weight, self.bias, self.stride, padding, self.dilation, self.groups,
                                      self.eps)
         return y if batch is x else y.squeeze(0)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ``nn.Module`` does, but refuse a rescaled kernel and then a bias in the place of those that are here.
+
+        So do functions that fuse a norm into a convolution, mmcv's ``fuse_conv_bn`` and PyTorch's
+        ``fuse_conv_bn_eval``: right for a plain convolution, but from this kernel the scale is taken away again.
+        """
+        before = vars(self).pop('_before_rescaling', None)
+        if name == 'bias' and before is not None:
+            super().register_parameter('weight', before)
+            raise RuntimeError(_CANNOT_FUSE.format(type(self).__name__))
+        old = self._parameters.get(name)
+        super().register_parameter(name, param)
+        if name == 'weight' and _is_rescaled(param, old):
+            vars(self)['_before_rescaling'] = old  # not as a parameter of the module
+
+    def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """What ``nn.ConvNd`` computes, by another kernel."""
+        return super()._conv_forward(x, kernel, self.bias)
+
+    def _conv_forward(self, *_):
+        # What nn.ConvNd's forward calls, ours does not; the efficient_conv_bn_eval of mmcv and MMEngine does, with the
+        # raw kernel times the scale of a norm.
+        raise RuntimeError(_CANNOT_FUSE.format(type(self).__name__))
 
     def extra_repr(self) -> str:
         parts = '' if self.center and self.scale else f', center={self.center}, scale={self.scale}'

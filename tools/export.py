@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Export a trained segmentor: tools/export.py CONFIG CHECKPOINT OUT --format FORMAT.
+
+Folds Weight Standardization and BCN into plain layers, writes OUT, compares it with the original on random and real
+images of several sizes, and leaves no file if they do not agree. OUT.json says how to feed it and what comes out.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from wsbcn_mmseg import load_segmentor
+from wsbcn_mmseg.engine.launch import UsageError
+from wsbcn_mmseg.export import FORMATS, TOLERANCE, export
+from wsbcn_mmseg.inference import find_images, images_of_test_set
+
+MOST_IMAGES = 4
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('out', type=Path, help='file to write')
+    parser.add_argument('--format', choices=FORMATS, required=True)
+    parser.add_argument('--images', nargs='+', metavar='IMAGES',
+                        help=f'files, folders or globs to compare on (default: {MOST_IMAGES} of the test set)')
+    parser.add_argument('--tolerance', type=float, default=TOLERANCE,
+                        help='largest difference between logits, of the largest logit (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='settings that replace those of the config')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        print(f'Exporting {args.checkpoint} as {args.format} to {args.out}', flush=True)
+        model = load_segmentor(args.config, args.checkpoint, options=args.cfg_options)
+        images = find_images(args.images) if args.images else images_of_test_set(model.cfg)[:MOST_IMAGES]
+        if not images:
+            raise UsageError("the config's test set is not here; say by --images on which images to compare")
+        checks = export(model, args.out, args.format, images, args.tolerance)
+    except (UsageError, OSError) as error:
+        sys.exit(f'export.py: {error}')
+    for check in checks:
+        print(f'{check.images} {check.kind} images: logits differ by at most {check.difference:.1e} '
+              f'({check.relative:.1e} of the largest), {check.pixels:.3%} of the pixels have another class')
+    print(f'Wrote {args.out} and {args.out}.json')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,55 @@
+#!/usr/bin/env python
+"""Segment images of your own: tools/infer.py CONFIG CHECKPOINT IMAGES... --out DIR.
+
+Writes DIR/labels/NAME.png (class numbers, in VOC's palette), DIR/masks/NAME.png (colours and a legend) and
+DIR/overlays/NAME.png. A file that cannot be segmented gets a sentence and stops no other.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+from wsbcn_mmseg import fold, infer, load_segmentor
+from wsbcn_mmseg.engine.launch import UsageError
+from wsbcn_mmseg.inference import MODES, find_images
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with those below) and globs')
+    parser.add_argument('--out', type=Path, required=True, help='folder for the results')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: %(default)s')
+    parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
+    parser.add_argument('--mode', choices=MODES, help='whole images or a sliding window (default: as in the config)')
+    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images of one size that run together')
+    parser.add_argument('--opacity', type=float, default=0.5, help='of the colours in overlays (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='settings that replace those of the config')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        images = find_images(args.images)
+        print(f'Segmenting {len(images)} files on {args.device}, into {args.out}', flush=True)
+        model = fold(load_segmentor(args.config, args.checkpoint, args.device, args.cfg_options))
+        predictions = infer(model, images, args.out, tta=args.tta, mode=args.mode, batch=args.batch,
+                            opacity=args.opacity)
+    except (UsageError, OSError) as error:
+        sys.exit(f'infer.py: {error}')
+    problems = [prediction.problem for prediction in predictions if prediction.problem]
+    for problem in problems:
+        print(f'infer.py: {problem}', file=sys.stderr)
+    print(f'{len(predictions) - len(problems)} of {len(predictions)} segmented: labels, masks and overlays in '
+          f'{args.out}')
+    if len(problems) == len(predictions):
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,212 @@
+"""A trained network as an ordinary one: at test time Weight Standardization and the batch part of BCN are constants."""
+import copy
+from collections.abc import Iterator
+
+import torch
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import wrappers
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from wsbcn_mmseg.layers import BCN
+
+from .dataflow import Dataflow, record_dataflow
+
+_SIDES = (64, 32, 224, 28, 128, 16, 8, 256, 512)  # tried in turn: some networks take images of one size only
+_MAX_PIXELS = 512**2
+# Convolutions that do nothing with kernel and bias but convolve
+_PLAIN_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+                wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.ConvTranspose3d)
+_PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+@torch.no_grad()
+def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.Module:
+    """A copy of ``model`` for inference that consists of stock layers only and computes the same.
+
+    - A ``ConvWS`` becomes the plain convolution of its standardized kernel.
+    - A ``BCN`` becomes a ``nn.GroupNorm``; its batch part, an affine map per channel, goes into kernel and bias of the
+      convolution that feeds it. Where the norm is not fed by one convolution alone, or that convolution's output is
+      used elsewhere too, the batch part stays as a BatchNorm: ``nn.Sequential(BatchNorm, GroupNorm)``.
+    - A BatchNorm after a ``ConvWS`` goes into the convolution the same way and becomes a ``nn.Identity``; one that
+      cannot stays as it is.
+
+    Everything else, hooks and shared modules included, is as in ``model``. The ``state_dict`` fits the same
+    architecture built from plain layers (``bias=True`` where a batch part was folded into a convolution).
+
+    Which convolution feeds which norm is seen by running the copy once. Norms that do not run then, such as those of
+    auxiliary heads, are folded where the structure leaves no doubt: next to their convolution in a ``nn.Sequential`` or
+    an OpenMMLab ``ConvModule``.
+
+    Args:
+        model: Any module; it stays as it is.
+        example_inputs: Positional argument(s) of ``model`` for that run. Defaults to None: zeros of shape
+            (1, in_channels of the first convolution, side, ...), of several sizes until one runs; if none does, only
+            the structure counts.
+
+    Returns:
+        The folded copy, in evaluation mode.
+
+    Raises:
+        Exception: Whatever ``model`` raises for the given ``example_inputs``.
+
+    Examples:
+        >>> from wsbcn_mmseg.layers import BCN, ConvWS
+        >>> fold(nn.Sequential(ConvWS(3, 8, 3, bias=False), BCN(8)))
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): GroupNorm(4, 8, eps=1e-05, affine=True, bias=True)
+        )
+    """
+    folded = copy.deepcopy(model)
+    folded.eval()  # which returns None for some OpenMMLab networks
+    modules = list(folded.modules())
+    standardized = {m for m in modules if isinstance(m, _ConvNd) and hasattr(m, 'standardized_weight')}
+    convs = standardized | {m for m in modules if type(m) in _PLAIN_CONVS and 'weight' in m._parameters}
+    norms = [m for m in modules if isinstance(m, BCN) or type(m) in _PLAIN_BATCH_NORMS]
+    sources, dims = _sources(folded, convs, norms, example_inputs)
+
+    for conv in standardized:
+        _bake(conv)
+    for norm in norms:
+        conv = sources.get(norm)
+        if isinstance(norm, BCN):
+            if conv is not None:
+                _scale_output(conv, *_affine(norm.bn))
+            _become(norm, _group_norm(norm) if conv is not None else
+                    nn.Sequential(_batch_norm(norm.bn, dims[norm]), _group_norm(norm)))
+        elif conv in standardized and norm.running_mean is not None:
+            _scale_output(conv, *_affine(norm))
+            _become(norm, nn.Identity())
+    return folded
+
+
+# Which convolution feeds which norm
+
+def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple[dict, dict]:
+    """The convolution that feeds each norm and nothing else; and the number of dimensions of each norm's input."""
+    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
+    dims = dict.fromkeys(norms, 4 if first is None else first.weight.dim())
+
+    def note(norm, inputs):
+        dims[norm] = inputs[0].dim()
+
+    flow = Dataflow()
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+    try:
+        if example_inputs is not None:
+            inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs, )
+            flow = record_dataflow(lambda: model(*inputs), convs, norms)
+        elif first is not None:
+            flow = _try_inputs(model, first, convs, norms)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sources = {norm: flow.sole_source(norm) for norm in flow.sources}
+    for conv, norm in _neighbours(model):
+        if conv in convs and norm not in sources and conv not in flow.calls:
+            sources[norm] = conv
+    return sources, dims
+
+
+def _try_inputs(model: nn.Module, first: _ConvNd, convs: set, norms: list) -> Dataflow:
+    dims = first.weight.dim() - 2
+    for side in _SIDES:
+        if side**dims > _MAX_PIXELS:
+            continue
+        images = first.weight.new_zeros(1, first.in_channels, *[side] * dims)
+        try:
+            return record_dataflow(lambda images=images: model(images), convs, norms)
+        except Exception:  # whatever a network raises that wants another input
+            continue
+    return Dataflow()
+
+
+def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Modules of which the second always gets the first's output, and nobody else does."""
+    places = {}
+    for parent in model.modules():
+        for child in parent._modules.values():
+            places[child] = places.get(child, 0) + 1
+    for parent in model.modules():
+        if type(parent).forward is nn.Sequential.forward:
+            children = list(parent._modules.values())
+            pairs = list(zip(children, children[1:], strict=False))
+        elif (type(parent).forward is ConvModule.forward and parent.with_norm
+              and 'conv-norm' in '-'.join(parent.order)):
+            pairs = [(parent.conv, parent.norm)]
+        else:
+            continue
+        yield from (pair for pair in pairs if places[pair[0]] == places[pair[1]] == 1)
+
+
+# What becomes of the modules, in place: so every reference to them, in whatever list or closure, holds
+
+def _bake(conv: _ConvNd) -> None:
+    """Make a convolution of ours the plain one of its standardized kernel."""
+    kernel = copy.deepcopy(conv).to('cpu', torch.float64).standardized_weight()
+    weight, bias = _parameter(kernel, conv.weight), conv.bias
+    conv.__class__ = next(base for base in type(conv).__mro__ if base.__module__ == nn.Conv2d.__module__)
+    for held in (conv._parameters, conv._buffers, conv._modules):
+        held.clear()
+    conv.register_parameter('weight', weight)
+    conv.register_parameter('bias', bias)
+    for name in ('eps', 'center', 'scale', '_before_rescaling'):
+        vars(conv).pop(name, None)
+
+
+def _scale_output(conv: _ConvNd, scale: Tensor, shift: Tensor) -> None:
+    """Fold ``scale * y + shift`` of the output y into kernel and bias; both of shape (out_channels,), float64."""
+    kernel, pixels = _double(conv.weight), [1] * (conv.weight.dim() - 2)
+    if conv.transposed:  # its kernel has shape (in_channels, out_channels / groups, *)
+        kernel = (kernel.unflatten(0, (conv.groups, -1)) * scale.view(conv.groups, 1, -1, *pixels)).flatten(0, 1)
+    else:
+        kernel = kernel * scale.view(-1, 1, *pixels)
+    if conv.bias is not None:
+        shift = shift + scale * _double(conv.bias)
+    conv.weight = _parameter(kernel, conv.weight)
+    conv.bias = _parameter(shift, conv.weight.new_empty(len(shift)) if conv.bias is None else conv.bias)
+
+
+def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel that a BatchNorm is in evaluation, in float64."""
+    scale = torch.rsqrt(_double(norm.running_var) + norm.eps)
+    scale = scale if norm.weight is None else scale * _double(norm.weight)
+    shift = -scale * _double(norm.running_mean)
+    return scale, shift if norm.bias is None else shift + _double(norm.bias)
+
+
+def _group_norm(norm: BCN) -> nn.GroupNorm:
+    """The channel normalisation of BCN: one weight per group there, one per channel here."""
+    plain = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+    for name in ('weight', 'bias'):
+        value = getattr(norm, name)
+        channels = value.detach().repeat_interleave(norm.num_channels // norm.num_groups)
+        setattr(plain, name, nn.Parameter(channels, value.requires_grad))
+    return plain.eval()
+
+
+def _batch_norm(norm: _BatchNorm, dim: int) -> _BatchNorm:
+    """The same in the class for inputs of ``dim`` dimensions."""
+    plain = _BATCH_NORMS[dim](norm.num_features, norm.eps, norm.momentum)
+    plain._parameters, plain._buffers = norm._parameters, norm._buffers
+    return plain.eval()
+
+
+def _become(module: nn.Module, plain: nn.Module) -> None:
+    """Turn ``module`` into ``plain``; hooks on it stay."""
+    hooks = {name: value for name, value in vars(module).items() if 'hook' in name}
+    module.__class__ = type(plain)
+    vars(module).clear()
+    vars(module).update(vars(plain) | hooks | {'training': False})
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().to('cpu', torch.float64)
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    """``value`` as a parameter of the device, type and memory format of ``like``."""
+    return nn.Parameter(torch.empty_like(like, requires_grad=False).copy_(value), like.requires_grad)

@@ -1,0 +1,264 @@
+"""A trained segmentor as a file that other programs run: folded, exported, and compared with the original."""
+import copy
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from mmengine.dataset import Compose
+from mmseg.models.utils import resize
+from torch import Tensor, nn
+from torch.export import Dim
+
+import wsbcn_mmseg
+from wsbcn_mmseg.conversion import fold
+from wsbcn_mmseg.engine.launch import UsageError
+from wsbcn_mmseg.inference import preprocess_steps, read_image
+
+RANDOM_SIZES = ((1, 96, 128), (2, 161, 97), (1, 129, 193))  # images, height, width
+EXAMPLE = (2, 129, 97)  # what is traced; two images, or exporters take one for a constant
+TOLERANCE = 1e-3  # of the largest logit
+
+
+class Logits(nn.Module):
+    """What is exported: normalised images of shape (N, 3, H, W) in, logits of shape (N, classes, H, W) out."""
+
+    def __init__(self, segmentor: nn.Module):
+        super().__init__()
+        self.segmentor = segmentor
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.segmentor.encode_decode(image, [dict(img_shape=image.shape[2:])])
+
+
+# Formats: each writes a file and returns the function that the file holds, read back from it
+
+Runner = Callable[[Tensor], Tensor]
+
+
+def _torchscript(network: Logits, example: Tensor, path: Path) -> Runner:
+    torch.jit.trace(network, (example, ), check_trace=False).save(str(path))
+    return torch.jit.load(str(path))
+
+
+def _exported_program(network: Logits, example: Tensor, path: Path) -> Runner:
+    program = torch.export.export(network, (example, ), dynamic_shapes=dict(image=_dynamic()))
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _onnx(network: Logits, example: Tensor, path: Path) -> Runner:
+    torch.onnx.export(network, (example, ), str(path), input_names=['image'], output_names=['logits'],
+                      dynamic_shapes=dict(image=_dynamic()), dynamo=True, external_data=False, verbose=False)
+    return onnx_runner(path)
+
+
+def _state_dict(network: Logits, example: Tensor, path: Path) -> Runner:
+    torch.save(network.segmentor.state_dict(), path)
+    again = copy.deepcopy(network)
+    for parameter in again.parameters():
+        nn.init.zeros_(parameter)
+    again.segmentor.load_state_dict(torch.load(path, weights_only=True))
+    return again
+
+
+def _dynamic() -> dict[int, Dim]:
+    return {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+
+
+def onnx_runner(path: str | Path, threads: int = 0) -> Runner:
+    """The ONNX file as a function of a CPU tensor, computed by ONNX Runtime; ``threads=0`` lets it choose."""
+    import onnxruntime  # optional
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
+
+
+class Format(NamedTuple):
+    """How to write and read back, and the packages beside torch that this takes."""
+    write: Callable[[Logits, Tensor, Path], Runner]
+    needs: tuple[str, ...] = ()
+
+
+FORMATS = {'torchscript': Format(_torchscript), 'onnx': Format(_onnx, ('onnx', 'onnxscript', 'onnxruntime')),
+           'exported_program': Format(_exported_program), 'state_dict': Format(_state_dict)}
+
+
+class Check(NamedTuple):
+    """The exported network beside the original, on images of one kind.
+
+    Attributes:
+        kind: 'random' or 'real'.
+        images: How many.
+        difference: Largest difference between logits.
+        relative: The same, as a share of the largest logit of its image.
+        pixels: Share of the pixels whose class is another.
+    """
+    kind: str
+    images: int
+    difference: float
+    relative: float
+    pixels: float
+
+
+def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | Path],
+           tolerance: float = TOLERANCE) -> list[Check]:
+    """Fold a segmentor, write it to ``out``, and beside it ``out.json`` with all that its users must know.
+
+    The exported network takes normalised images of any number and size and gives logits at their size. It is read back
+    from the file and compared with the original; where they do not agree, nothing is written.
+
+    Args:
+        model: From :func:`~wsbcn_mmseg.load_segmentor`, on the CPU.
+        out: The file to write.
+        form: 'torchscript', 'onnx', 'exported_program' or 'state_dict' (of the folded network).
+        images: Image files to compare on, beside random images of several sizes.
+        tolerance: Largest difference accepted, as a share of the largest logit. Defaults to 1e-3; trained networks
+            were seen to differ by 1e-5, in float32 and by the order of summation alone.
+
+    Returns:
+        What the comparisons showed.
+
+    Raises:
+        UsageError: If a package or an image is missing, the network cannot be exported, or the result does not agree;
+            one sentence.
+    """
+    if form not in FORMATS:
+        raise UsageError(f'format must be one of {", ".join(FORMATS)}, got {form}')
+    missing = [name for name in FORMATS[form].needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f'format {form} needs {", ".join(missing)}, not installed here; run: pip install '
+                         f'{" ".join(FORMATS[form].needs)}')
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise UsageError(f'folder {out.parent} does not exist')
+    original, folded = (Logits(network).eval().requires_grad_(False) for network in (copy.deepcopy(model), fold(model)))
+    real = list(_prepared(model, images))
+    temporary = out.with_name(f'{out.name}.unchecked')
+    try:
+        run = write(form, folded, temporary)
+        checks = [_compare('random', original, run, _random_images(model), out),
+                  _compare('real', original, run, real, out)]
+        worst = max(check.relative for check in checks)
+        if not worst <= tolerance:  # nor is NaN
+            raise UsageError(f'the exported network does not agree with the original: logits differ by {worst:.1e} of '
+                             f'the largest, more than {tolerance:.0e}; {out} was not written')
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    Path(f'{out}.json').write_text(json.dumps(_description(model, form, checks), indent=2) + '\n')
+    return checks
+
+
+def write(form: str, network: Logits, path: Path) -> Runner:
+    """Write a network, folded and in evaluation mode, to a file, and read it back; nothing is compared.
+
+    Raises:
+        UsageError: If the network cannot be exported.
+    """
+    example = torch.randn(EXAMPLE[0], 3, *EXAMPLE[1:], generator=torch.Generator().manual_seed(0))
+    try:
+        with _traceable(), torch.no_grad():
+            return FORMATS[form].write(network, example, path)
+    except Exception as error:  # exporters raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f'this network cannot be exported as {form}: {reason}') from error
+
+
+@contextmanager
+def _traceable():
+    """Without remarks: exporters', of old ways inside themselves and optional parts that are not needed here; and that
+    of MMSegmentation's ``resize`` on sizes, which turns them into constants."""
+    *defaults, _ = resize.__defaults__
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), mock.patch.object(resize, '__defaults__', (*defaults, False)):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+# Comparing
+
+def _random_images(model: nn.Module) -> Iterator[Tensor]:
+    divisor = _padding(model).get('size_divisor') or 1
+    for number, *sides in RANDOM_SIZES:
+        sides = [-(-side // divisor) * divisor for side in sides]
+        yield torch.randn(number, 3, *sides, generator=torch.Generator().manual_seed(0))
+
+
+def _prepared(model: nn.Module, images: Iterable[str | Path]) -> Iterator[Tensor]:
+    """The network's inputs of image files, as in testing."""
+    pipeline = Compose(preprocess_steps(model.cfg))
+    for path in images:
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            raise UsageError(f'{path} {error}') from error
+        data = pipeline(dict(img=np.ascontiguousarray(image[..., ::-1])))
+        yield model.data_preprocessor({key: [value] for key, value in data.items()})['inputs']
+
+
+@torch.no_grad()
+def _compare(kind: str, original: Logits, run: Runner, images: Iterable[Tensor], out: Path) -> Check:
+    count, difference, relative, pixels = 0, 0., 0., []
+    for image in images:
+        expected = original(image)
+        try:
+            actual = run(image)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UsageError(f'the exported network does not take images of shape {tuple(image.shape)} ({reason}); '
+                             f'{out} was not written') from error
+        if actual.shape != expected.shape:
+            raise UsageError(f'the exported network gives {tuple(actual.shape)} for images of shape '
+                             f'{tuple(image.shape)}, the original {tuple(expected.shape)}; {out} was not written')
+        largest = float((actual - expected).abs().max())
+        count += len(image)
+        difference = max(difference, largest) if largest == largest else largest
+        relative = max(relative, largest / float(expected.abs().max())) if largest == largest else largest
+        pixels.append(float((actual.argmax(1) != expected.argmax(1)).float().mean()))
+    if not pixels:
+        raise UsageError(f'there are no {kind} images to compare on')
+    return Check(kind, count, difference, relative, float(np.mean(pixels)))
+
+
+# Describing
+
+def _padding(model: nn.Module) -> dict:
+    return dict(getattr(model.data_preprocessor, 'test_cfg', None) or {})
+
+
+def _description(model: nn.Module, form: str, checks: list[Check]) -> dict:
+    """What a program must know that feeds the exported network and reads its output."""
+    preprocessor, head = model.data_preprocessor, model.decode_head
+    swapped = getattr(preprocessor, '_channel_conversion', False)
+    constants = {name: getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')} \
+        if getattr(preprocessor, '_enable_normalize', False) else dict(mean=[0.] * 3, std=[1.] * 3)
+    return dict(
+        format=form,
+        input=dict(name='image', dtype='float32', shape=['N', 3, 'H', 'W'],
+                   channel_order='RGB' if swapped else 'BGR',
+                   normalisation='(pixel - mean) / std, of pixels from 0 to 255', **constants,
+                   padding=dict(_padding(model), value=preprocessor.pad_val,
+                                where='right and bottom, after normalisation; cut off the output again'),
+                   test_pipeline=[dict(step) for step in preprocess_steps(model.cfg)][1:]),
+        output=dict(name='logits', dtype='float32', shape=['N', model.out_channels, 'H', 'W'],
+                    labels='argmax over axis 1' if model.out_channels > 1 else f'sigmoid above {head.threshold}',
+                    align_corners=head.align_corners),
+        classes=model.dataset_meta['classes'],
+        palette=model.dataset_meta['palette'],
+        test_cfg=dict(model.test_cfg or {}),
+        agreement=[check._asdict() for check in checks],
+        made_with=dict(torch=torch.__version__, wsbcn_mmseg=wsbcn_mmseg.__version__))
