@@ -2,10 +2,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn import build_conv_layer, build_norm_layer, fuse_conv_bn
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from wsbcn_mmseg import fold
 from wsbcn_mmseg.layers import ConvCWN, ConvWN, ConvWS, GNByWidth
 from wsbcn_mmseg.models import CIFARResNet
 from wsbcn_mmseg.ops import standardize_weight
@@ -29,7 +30,7 @@ def test_cwn_is_centred_and_has_the_length_of_its_gain():
     conv = ConvCWN(4, 6, 3, groups=2).double()
     with torch.no_grad():
         conv.gain.uniform_(.5, 2)
-    kernel = conv.normalized_weight().flatten(1)
+    kernel = conv.standardized_weight().flatten(1)
     torch.testing.assert_close(kernel.mean(1), torch.zeros(6, dtype=torch.float64))
     torch.testing.assert_close(kernel.norm(dim=1), conv.gain)
     centred = conv.weight.flatten(1) - conv.weight.flatten(1).mean(1, keepdim=True)
@@ -41,7 +42,7 @@ def test_ordinary_weights_keep_their_kernels(cls):
     ordinary, conv = nn.Conv2d(4, 6, 3), cls(4, 6, 3)
     conv.load_state_dict(ordinary.state_dict())
     wanted = ordinary.weight - (ordinary.weight.mean((1, 2, 3), keepdim=True) if cls is ConvCWN else 0)
-    torch.testing.assert_close(conv.normalized_weight(), wanted)
+    torch.testing.assert_close(conv.standardized_weight(), wanted)
 
 
 @pytest.mark.parametrize('name', ['ConvWN', 'ConvCWN'])
@@ -70,6 +71,19 @@ def test_halves_in_the_layer(parts):
     torch.testing.assert_close(conv(x), wanted)
     assert torch.autograd.gradcheck(lambda w: torch.func.functional_call(conv, {'weight': w}, x), conv.weight)
     assert next(iter(parts)) in repr(conv) and 'center' not in repr(ConvWS(3, 5, 3))
+
+
+@pytest.mark.parametrize('cls', [ConvWN, ConvCWN])
+def test_folds_and_does_not_fuse(cls):
+    """As ConvWS: the kernel that convolves becomes a plain one; the raw one takes no norm's scale."""
+    network = nn.Sequential(cls(4, 6, 3), nn.BatchNorm2d(6)).double().eval()
+    network[1].running_var.uniform_(.5, 2)
+    x = torch.randn(1, 4, 5, 5, dtype=torch.float64)
+    plain = fold(network)
+    assert [type(m) for m in plain] == [nn.Conv2d, nn.Identity]
+    torch.testing.assert_close(plain(x), network(x))
+    with pytest.raises(RuntimeError, match='wsbcn_mmseg.fold'):
+        fuse_conv_bn(network)
 
 
 def test_groups_follow_the_width():

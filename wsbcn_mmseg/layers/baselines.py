@@ -7,9 +7,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .bcn import default_num_groups
+from .conv_ws import _WeightStandardized
 
 
-class _WeightNormalized:
+class _WeightNormalized(_WeightStandardized):
     """Mixin before ``nn.Conv2d``: direction and length of each output channel's kernel as separate parameters.
 
     ``gain``, shape (O,), is the length. It starts at the length that a kernel from Kaiming's normal initialisation
@@ -26,13 +27,13 @@ class _WeightNormalized:
         """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
         raise NotImplementedError
 
-    def normalized_weight(self) -> Tensor:
+    def standardized_weight(self) -> Tensor:
         """The kernel that convolves, shape of ``weight``."""
         direction = self.direction(self.weight.flatten(1))
         return (self.gain[:, None] * direction / direction.norm(dim=1, keepdim=True)).view_as(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.normalized_weight(), self.bias)
+        return self._convolve(x, self.standardized_weight())
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         weight = state_dict.get(f'{prefix}weight')
