@@ -61,8 +61,9 @@ class BCNUpdateRateHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         for layer, optimizer, index in self._places:
-            rate = self.factor * optimizer.param_groups[index]['lr']
-            layer.update_rate = min(max(rate, self.min_rate), self.max_rate)
+            rate = min(max(self.factor * optimizer.param_groups[index]['lr'], self.min_rate), self.max_rate)
+            if layer.update_rate != rate:  # under accumulation most forward passes have the rate of the one before
+                layer.update_rate = rate
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
