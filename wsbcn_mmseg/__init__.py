@@ -2,13 +2,15 @@
 
 Importing this package registers all it offers: ``ConvWS``, ``ConvWS1d``, ``ConvWS3d`` and ``BCN`` in MMEngine's root
 registry, hooks, network parts and data transforms. In a config of any OpenMMLab project,
-``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed.
+``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed. :func:`apply_bcn_ws` rewrites configs,
+:func:`convert_model` networks.
 """
 from .stack import check_stack, quiet_import
 
 check_stack()
 with quiet_import():
-    from . import datasets, engine, layers, models, ops
+    from . import conversion, datasets, engine, layers, models, ops
+    from .conversion import apply_bcn_ws, convert_model
 
 __version__ = '0.1.0'
-__all__ = ['datasets', 'engine', 'layers', 'models', 'ops']
+__all__ = ['apply_bcn_ws', 'conversion', 'convert_model', 'datasets', 'engine', 'layers', 'models', 'ops']

@@ -64,12 +64,15 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
                 continue  # remote storage answers for itself
             root = Path(dataset.get('data_root') or '.')
             if not root.is_dir():
-                raise UsageError(f'data folder {root} does not exist; set VOC_ROOT to your VOCdevkit/VOC2012, '
-                                 'or make a small synthetic one with tools/make_mini_voc.py')
+                advice = ('set VOC_ROOT to your VOCdevkit/VOC2012, or make a small synthetic one with '
+                          'tools/make_mini_voc.py' if 'VOC' in str(dataset['type']) else 'put the data there, or say '
+                          f'where it is: --cfg-options {phase}_dataloader.dataset.data_root=FOLDER')
+                raise UsageError(f'data folder {root} does not exist; {advice}')
             ann_file = dataset.get('ann_file')
             if ann_file and not (root / ann_file).is_file():
-                raise UsageError(f'{root / ann_file} does not exist; tools/prepare_voc_aug.py makes the augmented '
-                                 'training list and labels')
+                advice = ('tools/prepare_voc_aug.py makes the augmented training list and labels'
+                          if 'VOC' in str(dataset['type']) else 'is the data complete?')
+                raise UsageError(f'{root / ann_file} does not exist; {advice}')
             for folder in (dataset.get('data_prefix') or {}).values():
                 if not (root / folder).is_dir():
                     raise UsageError(f'{root / folder} does not exist; is the data complete?')
