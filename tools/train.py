@@ -40,6 +40,8 @@ def parse_args() -> argparse.Namespace:
     conversion.add_argument('--include', nargs='+', metavar='LAYERS', default=[],
                             help='convert these layers only, such as decode_head or "*.conv1"')
     conversion.add_argument('--exclude', nargs='+', metavar='LAYERS', default=[], help='do not convert these layers')
+    conversion.add_argument('--preserve', action='store_true', help='keep the function of weights that were trained '
+                            'without Weight Standardization, as far as the layers allow')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--check', action='store_true', help='check the set-up and stop')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -50,17 +52,19 @@ def convert(cfg: Config, args: argparse.Namespace) -> None:
     """Other norms, as the command line says; one process says what has changed."""
     norm, ws = args.norm or ('BCN' if args.bcn_ws else None), args.ws or args.bcn_ws
     if not norm and not ws:
-        if args.include or args.exclude:
-            raise UsageError('--include and --exclude say what --bcn-ws, --norm or --ws convert; give one of these')
+        if args.include or args.exclude or args.preserve:
+            raise UsageError('--include, --exclude and --preserve say how --bcn-ws, --norm or --ws convert; give one '
+                             'of these')
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try:
             lines = []
-            apply_bcn_ws(cfg, norm, ws, args.include, args.exclude, log=lines.append)
+            apply_bcn_ws(cfg, norm, ws, args.include, args.exclude, args.preserve, log=lines.append)
         except ValueError as error:
             raise UsageError(f'{args.config}: {error}') from error
-    if int(os.environ.get('RANK', 0)) == 0:
+    checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ  # by dist_train.sh; the run says it again
+    if int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
         print('\n'.join([f'Changes to {args.config}:', *(f'  {line}' for line in lines)]), flush=True)
         for warning in caught:
             print(f'Warning: {warning.message}', file=sys.stderr)
@@ -73,8 +77,9 @@ def set_up(args: argparse.Namespace) -> Config:
     check_gpus()
     check_batch(cfg, args.cfg_options)
     check_data(cfg, ('train', 'val'))
-    if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, num_classes(cfg))
+    checkpoint = cfg.get('load_from') or cfg.model.get('conversion', {}).get('checkpoint')
+    if checkpoint:
+        check_checkpoint(checkpoint, num_classes(cfg))
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg')
     if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
         check_checkpoint(init_cfg['checkpoint'])

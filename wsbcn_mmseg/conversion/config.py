@@ -15,22 +15,27 @@ KEPT_SETTINGS = ('eps', 'requires_grad', 'num_groups')  # of a norm, where its s
 
 
 def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, include: Iterable[str] = (),
-                 exclude: Iterable[str] = (), log: Callable[[str], None] | None = print) -> dict:
+                 exclude: Iterable[str] = (), preserve: bool = False, log: Callable[[str], None] | None = print
+                 ) -> dict:
     """Rewrite the config of a network of any OpenMMLab project to BCN and Weight Standardization, in place.
 
     Every ``norm_cfg`` of BatchNorm, SyncBatchNorm or GroupNorm becomes ``norm``, and the parts that have one and that
     take a ``conv_cfg`` get ``dict(type='ConvWS')``. What dicts do not reach (parts without ``conv_cfg``, norms that a
     class builds by itself, convolutions that no norm follows) is put right after building, by ``convert_model``:
     ``model.type`` becomes ``ConvertedModel``, and ``model.conversion`` says what it builds. Parts of which a pattern
-    selects some layers only are left to it too. ``custom_imports`` and, for BCN, the hooks are added:
-    ``BCNUpdateRateHook``, with a ``min_rate`` of 0.01 under optimizers of Adam's kind, whose learning rates are small,
-    and ``SyncNormStatisticsHook``.
+    selects some layers only are left to it too, and with ``preserve`` everything is.
+
+    ``custom_imports`` and, for BCN, the hooks are added: ``BCNUpdateRateHook``, with a ``min_rate`` of 0.01 under
+    optimizers of Adam's kind, whose learning rates are small, and ``SyncNormStatisticsHook``.
 
     Args:
         cfg: A config, or the dict under its ``model``.
         norm: Name or config of the new norm; None keeps the norms. Defaults to ``'BCN'``.
         ws: Whether convolutions before a norm are standardized. Defaults to True.
         include, exclude: Names or patterns of layers, as for :func:`wsbcn_mmseg.convert_model`.
+        preserve: Start from weights that were trained without Weight Standardization, those that ``init_cfg`` or
+            ``load_from`` name, and keep their network's function, as ``convert_model(..., preserve=True)`` does.
+            Defaults to False.
         log: Called with each line that says what was changed. Defaults to ``print``; None for silence.
 
     Returns:
@@ -54,21 +59,27 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
     include, exclude, norm_cfg = list(include), list(exclude), norm_config(norm)
     if norm_cfg:
         registered_norm(norm_cfg['type'])
+    if preserve and norm_cfg.get('type', 'BCN') != 'BCN':
+        raise ValueError(f"preserve=True needs norm='BCN' or None, got {norm_cfg['type']}")
     rewrite = _Rewrite(norm_cfg, ws, cfg.get('default_scope'))
     for name, part in _parts(model):
-        if _decided(name, include, exclude):
+        if not preserve and _decided(name, include, exclude):
             rewrite.part(part, f'model.{name}')
     changes = rewrite.changes
     if cfg is not model:
-        if not include and not exclude and 'norm_cfg' in cfg:
+        if not include and not exclude and not preserve and 'norm_cfg' in cfg:
             cfg['norm_cfg'] = rewrite.norm(cfg['norm_cfg'])  # what the model's were made of
         changes += _add_imports_and_hooks(cfg, norm_cfg)
     conversion = dict(type=model['type'], norm=norm_cfg or None, ws=ws, include=include, exclude=exclude)
+    if preserve:
+        conversion.update(preserve=True, checkpoint=cfg.get('load_from'))  # which fits the unconverted network
+        if conversion['checkpoint']:
+            cfg['load_from'] = None
     changes.append(f'model.type: {model["type"]} -> ConvertedModel (converts what is left, after building)')
     model['type'], model['conversion'] = 'ConvertedModel', conversion
     for change in changes if log else ():
         log(change)
-    if ws:
+    if ws and not preserve:
         _warn_of_weights(cfg, model)
     return cfg
 
@@ -177,8 +188,8 @@ def _warn_of_weights(cfg: dict, model: dict) -> None:
     for file in files:
         if not re.search(r'(?<![a-z])ws(?![a-z])', str(file).lower()):
             warnings.warn(f'{file} was not trained with Weight Standardization, as far as its name tells: its kernels '
-                          'lose their worth under it; start from weights trained with WS, or convert an ordinary '
-                          'network by convert_model(model, preserve=True)', stacklevel=3)
+                          'lose their worth under it; start from weights trained with WS, or keep their function by '
+                          'preserve=True (--preserve)', stacklevel=3)
 
 
 def _weights(node) -> Iterator[str]:

@@ -146,8 +146,10 @@ class Conversion:
     def run(self, example_inputs) -> ConversionReport:
         norms = list(self._norms())
         convs = [module for module in self.names if isinstance(module, _ConvNd)]
-        attribute = self.ws and norms and convs or self.skip_shared
-        flow = trial_run(self.model, example_inputs, convs, norms) if attribute else Dataflow()
+        if norms and (self.ws and convs or self.skip_shared):
+            flow = trial_run(self.model, example_inputs, convs, norms)
+        else:
+            flow = Dataflow(targets={conv: set() for conv in convs}, calls=dict.fromkeys(convs, 1))
         consumed = set()  # the norms whose convolutions are standardized
         for norm in norms:
             reason = self._reason_to_keep_norm(norm, flow)

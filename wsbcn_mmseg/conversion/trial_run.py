@@ -129,11 +129,15 @@ def _images(model: nn.Module, batch_size: int) -> Iterator[Tensor]:
     first = next((module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     if first is None:
         return
-    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    mean, crop_size = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'size', None)
     channels = first.in_channels if mean is None else mean.numel()
     dimensions = first.weight.dim() - 2
-    for side in SIDES:
-        shape = [channels, *[CLIP] * (dimensions == 3), *[side] * min(dimensions, 2)]
+    sizes = [(side, side) for side in SIDES]
+    if crop_size is not None:  # which some transformers insist on
+        sizes.insert(1, tuple(crop_size))
+    for size in sizes:
+        shape = [channels, *[CLIP] * (dimensions == 3), *size[:dimensions]]
         if _project(model) == 'mmaction':
             shape = [1 if dimensions == 3 else CLIP, *shape]
         yield torch.randn(batch_size, *shape, dtype=first.weight.dtype, device=first.weight.device)
