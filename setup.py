@@ -39,7 +39,8 @@ setup(
     packages=find_packages(include=['wsbcn_mmseg', 'wsbcn_mmseg.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],
-    extras_require={name: requirements(f'{name}.txt') for name in ('onedl', 'openmmlab', 'tests')},
+    extras_require={name: requirements(f'{name}.txt') for name in (
+        'onedl', 'openmmlab', 'detection', 'video', 'digits', 'tests')},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )

@@ -6,15 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wsbcn_mmseg.conversion.zoo import Result, check, families, table
+from wsbcn_mmseg.conversion.zoo import Result, check, families, read_table, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('families', nargs='*', metavar='FAMILY', default=list(families()),
-                        help='configs below the configs folder of the installed MMSegmentation; all by default')
+    parser.add_argument('families', nargs='*', metavar='FAMILY', default=families(),
+                        help='configs below the configs folder of the installed MMSegmentation, for which rows of the '
+                        'table are made anew; all by default')
     parser.add_argument('--size', type=int, default=128, help='side of the images')
     parser.add_argument('--timeout', type=float, default=300, help='seconds a family may take')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'zoo.md', help='the table')
@@ -44,12 +45,12 @@ def main() -> None:
     if args.one:
         print(json.dumps(vars(check(args.families[0], args.size))))
         return
-    results = []
+    results = {result.family: result for result in read_table(args.out) if result.family in families()}
     for number, family in enumerate(args.families, 1):
-        results.append(check_apart(family, args.size, args.timeout))
-        print(f'{number}/{len(args.families)} {family}: {results[-1].outcome}', flush=True)
+        results[family] = check_apart(family, args.size, args.timeout)
+        print(f'{number}/{len(args.families)} {family}: {results[family].outcome}', flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(table(results, args.size))
+    args.out.write_text(table([results[family] for family in families() if family in results], args.size))
     print(f'Wrote {args.out}')
 
 

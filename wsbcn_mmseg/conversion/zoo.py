@@ -1,5 +1,6 @@
 """Whether conversion works for the networks that MMSegmentation ships."""
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,12 +87,13 @@ def _converted(family: str, size: int | None) -> Result:
 
 def _small_config(family: str, size: int | None) -> Config:
     cfg = Config.fromfile(CONFIGS / family)
-    if cfg.model.backbone.get('depth') == 101:
-        cfg.model.backbone.depth = 50
+    backbone = cfg.model.get('backbone', {})
+    if backbone.get('depth') == 101:
+        backbone.depth = 50
     _remove_weights(cfg.model)
     preprocessor = cfg.model.setdefault('data_preprocessor', dict(type='SegDataPreProcessor', bgr_to_rgb=True))
-    if size or not preprocessor.get('size'):
-        preprocessor.size = size or 512, size or 512
+    size = size or backbone.get('img_size', 512) if size or not preprocessor.get('size') else preprocessor.size
+    preprocessor.size = (size, size) if isinstance(size, int) else tuple(size)
     cfg.model.test_cfg = dict(mode='whole')  # some base files have sliding windows that configs above complete
     return cfg
 
@@ -149,6 +151,14 @@ def _sample(model: nn.Module) -> tuple[torch.Tensor, SegDataSample]:
                            gt_depth_map=PixelData(data=labels.float()))
     channels = 3 if mean is None else mean.numel()
     return torch.randint(0, 256, (channels, *size), dtype=torch.uint8), sample
+
+
+def read_table(path: Path) -> list[Result]:
+    """The results in a table that :func:`table` wrote; none if there is no file."""
+    if not path.is_file():
+        return []
+    rows = re.findall(r'^\| `(.+?)` \| (\d*) \| (\d*) \| (.*) \|$', path.read_text(), re.M)
+    return [Result(family, outcome, int(bcn or 0), int(conv_ws or 0)) for family, bcn, conv_ws, outcome in rows]
 
 
 def table(results: list[Result], size: int) -> str:
