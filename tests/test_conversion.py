@@ -1,6 +1,7 @@
 """Networks converted in place, and configs rewritten."""
 import copy
 
+import mmcv.cnn
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -124,7 +125,7 @@ def test_signals_and_volumes(dim, conv, norm, converted):
 
 def test_include_exclude_and_parts():
     model = Net()
-    report = convert_model(model, include=['layer1'], exclude=['layer1.1', '*.conv1'])
+    report = convert_model(model, include='layer1', exclude=['layer1.1', '*.conv1'])
     assert set(report.norms) == {'layer1.0.bn1', 'layer1.0.bn2'} and set(report.convs) == {'layer1.0.conv2'}
     assert report.kept['layer1.0.conv1'] == 'excluded' and report.kept['stem.0'] == 'not included'
     model = Net()
@@ -249,6 +250,12 @@ def test_adaptive_convolution():
     fresh, plain = AdaptiveConvWS(3, 4, 3).double(), ConvWS(3, 4, 3).double()
     fresh.load_state_dict(plain.state_dict(), strict=False)
     torch.testing.assert_close(fresh(x), plain(x))
+
+
+def test_patches_before_the_first_convolution():
+    """Its channels are not the image's; and mmcv's wrapper of nn.Conv2d."""
+    model = nn.Sequential(nn.PixelUnshuffle(2), mmcv.cnn.Conv2d(12, 4, 1), nn.BatchNorm2d(4))
+    assert convert_model(model).convs == {'1': 'Conv2d -> ConvWS'} and type(model[1]) is ConvWS
 
 
 def test_models_of_mmengine():

@@ -46,11 +46,11 @@ def main() -> None:
         print(json.dumps(vars(check(args.families[0], args.size))))
         return
     results = {result.family: result for result in read_table(args.out) if result.family in families()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     for number, family in enumerate(args.families, 1):
         results[family] = check_apart(family, args.size, args.timeout)
         print(f'{number}/{len(args.families)} {family}: {results[family].outcome}', flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(table([results[family] for family in families() if family in results], args.size))
+        args.out.write_text(table([results[name] for name in families() if name in results], args.size))
     print(f'Wrote {args.out}')
 
 

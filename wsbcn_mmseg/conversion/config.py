@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mmengine.registry import MODELS
 
-from .convert import matches, norm_config, registered_norm
+from .convert import matches, norm_config, patterns, registered_norm
 
 NORMS = ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'GN', 'BatchNorm1d', 'BatchNorm2d', 'BatchNorm3d', 'SyncBatchNorm',
          'GroupNorm')
@@ -14,8 +14,8 @@ PLAIN_CONVS = (None, 'Conv', 'Conv1d', 'Conv2d', 'Conv3d')
 KEPT_SETTINGS = ('eps', 'requires_grad', 'num_groups')  # of a norm, where its successor knows them
 
 
-def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, include: Iterable[str] = (),
-                 exclude: Iterable[str] = (), preserve: bool = False, log: Callable[[str], None] | None = print
+def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, include: str | Iterable[str] = (),
+                 exclude: str | Iterable[str] = (), preserve: bool = False, log: Callable[[str], None] | None = print
                  ) -> dict:
     """Rewrite the config of a network of any OpenMMLab project to BCN and Weight Standardization, in place.
 
@@ -56,7 +56,7 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
         raise ValueError('the config has no model; give a whole config, or the dict under its `model`')
     if model['type'] == 'ConvertedModel':
         raise ValueError('the config is converted already')
-    include, exclude, norm_cfg = list(include), list(exclude), norm_config(norm)
+    include, exclude, norm_cfg = patterns(include), patterns(exclude), norm_config(norm)
     if norm_cfg:
         registered_norm(norm_cfg['type'])
     if preserve and norm_cfg.get('type', 'BCN') != 'BCN':

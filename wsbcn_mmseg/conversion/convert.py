@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import mmcv.cnn
 import torch
 from mmengine.registry import MODELS
 from torch import nn
@@ -19,6 +20,8 @@ from .dataflow import Dataflow
 from .trial_run import trial_run
 
 STANDARDIZED = {nn.Conv1d: ConvWS1d, nn.Conv2d: ConvWS, nn.Conv3d: ConvWS3d}
+# mmcv's wrappers, of the same names, differ from them for empty batches in old releases of torch only
+PLAIN_FORWARDS = {kind.forward for kind in (*STANDARDIZED, mmcv.cnn.Conv2d, mmcv.cnn.Conv3d)}
 ADAPTIVE = {nn.Conv1d: AdaptiveConvWS1d, nn.Conv2d: AdaptiveConvWS, nn.Conv3d: AdaptiveConvWS3d}
 
 
@@ -50,7 +53,7 @@ class ConversionReport:
 
 
 def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None = 'BCN', ws: bool = True, *,
-                  include: Iterable[str] = (), exclude: Iterable[str] = (), preserve: bool = False,
+                  include: str | Iterable[str] = (), exclude: str | Iterable[str] = (), preserve: bool = False,
                   instance_norm: bool = False, skip_shared: bool = False, skip_frozen: bool = False
                   ) -> ConversionReport:
     """Replace the norms of a network by BCN, and the convolutions that feed them by ConvWS, in place.
@@ -110,6 +113,11 @@ def _check(model: nn.Module) -> None:
         raise ValueError(f'{type(model).__name__} is a wrapper; convert the module first, wrap or compile it after')
 
 
+def patterns(given: str | Iterable[str]) -> list[str]:
+    """One pattern or several, as a list."""
+    return [given] if isinstance(given, str) else list(given)
+
+
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a dotted name is, lies below, or fits one of ``patterns``."""
     return any(name == pattern or name.startswith(f'{pattern}.') or fnmatchcase(name, pattern) for pattern in patterns)
@@ -131,7 +139,7 @@ class Conversion:
                  skip_shared=False, skip_frozen=False, undo=False):
         _check(model)
         self.model, self.ws, self.preserve, self.undo = model, ws, preserve, undo
-        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.include, self.exclude = patterns(include), patterns(exclude)
         self.kinds = (_BatchNorm, nn.GroupNorm, *[_InstanceNorm] * instance_norm)
         self.skip_shared, self.skip_frozen = skip_shared, skip_frozen
         self.cfg = norm_config(norm)
@@ -254,7 +262,7 @@ def _reason_to_keep_conv(conv: nn.Module, flow: Dataflow, consumed: set[nn.Modul
         return 'the norm that reads its output is kept'
     if isinstance(conv, _ConvTransposeNd):
         return 'transposed convolutions are not standardized'
-    if type(conv).forward not in {kind.forward for kind in STANDARDIZED} or 'forward' in vars(conv):
+    if type(conv).forward not in PLAIN_FORWARDS or 'forward' in vars(conv):
         return f'{type(conv).__name__} convolves in its own way'
     if nn.utils.parametrize.is_parametrized(conv) or 'weight' not in conv._parameters:
         return 'its kernel is parametrized already'

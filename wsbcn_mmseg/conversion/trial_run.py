@@ -1,4 +1,5 @@
 """Running a network on made-up input, and leaving it as it was."""
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -125,18 +126,19 @@ def _calls(model: nn.Module, example_inputs, training: bool) -> Iterator[Callabl
 
 
 def _images(model: nn.Module, batch_size: int) -> Iterator[Tensor]:
-    """Random images of shape (N, C, *); clips of MMAction2 are of shape (N, T, C, H, W) or (N, 1, C, T, H, W)."""
+    """Random images of shape (N, C, *), C as the first convolution says or 3; clips of MMAction2 are of shape
+    (N, T, C, H, W) or (N, 1, C, T, H, W)."""
     first = next((module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     if first is None:
         return
     preprocessor = getattr(model, 'data_preprocessor', None)
     mean, crop_size = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'size', None)
-    channels = first.in_channels if mean is None else mean.numel()
+    likely = (3, first.in_channels) if isinstance(model, BaseModel) else (first.in_channels, 3)
     dimensions = first.weight.dim() - 2
     sizes = [(side, side) for side in SIDES]
     if crop_size is not None:  # which some transformers insist on
         sizes.insert(1, tuple(crop_size))
-    for size in sizes:
+    for size, channels in itertools.product(sizes, dict.fromkeys(likely) if mean is None else [mean.numel()]):
         shape = [channels, *[CLIP] * (dimensions == 3), *size[:dimensions]]
         if _project(model) == 'mmaction':
             shape = [1 if dimensions == 3 else CLIP, *shape]

@@ -90,6 +90,8 @@ def _small_config(family: str, size: int | None) -> Config:
     backbone = cfg.model.get('backbone', {})
     if backbone.get('depth') == 101:
         backbone.depth = 50
+    if size and 'img_size' in backbone:  # transformers with one position embedding per patch
+        backbone.img_size = size, size
     _remove_weights(cfg.model)
     preprocessor = cfg.model.setdefault('data_preprocessor', dict(type='SegDataPreProcessor', bgr_to_rgb=True))
     size = size or backbone.get('img_size', 512) if size or not preprocessor.get('size') else preprocessor.size
@@ -174,7 +176,8 @@ def table(results: list[Result], size: int) -> str:
         f'Written by `python tools/zoo_check.py` with MMSegmentation {mmseg.__version__} and torch '
         f'{torch.__version__.split("+")[0]}. Each family (one config per file of `_base_/models`, and one per folder) '
         f'is converted as by `tools/train.py CONFIG --bcn-ws`, trained for one step on one image of {size}×{size} and '
-        'evaluated on it; no BatchNorm, SyncBatchNorm or GroupNorm may be left. ResNet-101 is cut to ResNet-50.', '',
+        'evaluated on it; no BatchNorm, SyncBatchNorm or GroupNorm may be left. ResNet-101 is cut to ResNet-50; '
+        'families that cannot take such an image get one of their own crop size.', '',
         f'**{len(ok)} of {len(counted) - len(others)} families with such norms pass ({share:.0%})**; '
         f'{len(others)} more do not run here unconverted either, for the reason given; '
         f'{len(results) - len(counted)} have none of these norms.', '',
