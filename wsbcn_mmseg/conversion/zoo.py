@@ -64,16 +64,20 @@ def check(family: str, size: int = 128) -> Result:
     """
     init_default_scope('mmseg')
     torch.manual_seed(0)
-    try:
-        for side in (size, None):
-            try:
-                return _converted(family, side)
-            except Exception:
-                if side is None or not _fails_unconverted(family, side):
-                    raise
-    except Exception as error:  # of networks that are not ours
-        outcome = f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'
-        return Result(family, f'fails unconverted too: {outcome}' if _fails_unconverted(family, None) else outcome)
+    unconverted = None
+    for side in (size, None):
+        try:
+            return _converted(family, side)
+        except Exception as error:  # of networks that are not ours
+            failure = _failure_unconverted(family, side)
+            if failure is None:
+                return Result(family, _first_line(error))
+            unconverted = unconverted or failure
+    return Result(family, f'fails unconverted too: {_first_line(unconverted)}')
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'
 
 
 def _converted(family: str, size: int | None) -> Result:
@@ -121,13 +125,13 @@ def _counted(family: str, model: nn.Module) -> Result:
     return Result(family, outcome, bcn, standardized, plain)
 
 
-def _fails_unconverted(family: str, size: int | None) -> bool:
+def _failure_unconverted(family: str, size: int | None) -> Exception | None:
     try:
         model = MODELS.build(_small_config(family, size).model)
         _train_and_evaluate(revert_sync_batchnorm(model), batch_size=2)
-    except Exception:  # of networks that are not ours
-        return True
-    return False
+    except Exception as error:  # of networks that are not ours
+        return error
+    return None
 
 
 def _train_and_evaluate(model: nn.Module, batch_size: int) -> None:
