@@ -40,8 +40,8 @@ setup(
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],
     extras_require={
-        **{name: requirements(f'{name}.txt')
-           for name in ('onedl', 'openmmlab', 'openmmlab-pretrain', 'export', 'tests')},
+        **{name: requirements(f'{name}.txt') for name in (
+            'onedl', 'openmmlab', 'openmmlab-pretrain', 'detection', 'video', 'digits', 'export', 'tests')},
         'pretrain': requirements('onedl-pretrain.txt')
     },
     cmdclass={'build_py': BuildWithMim},

@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Train a segmentor: tools/train.py CONFIG, or tools/dist_train.sh CONFIG GPUS on several GPUs."""
+"""Train a network: tools/train.py CONFIG, or tools/dist_train.sh CONFIG GPUS on several GPUs."""
 import argparse
+import os
 import sys
+import warnings
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from wsbcn_mmseg import apply_bcn_ws
 from wsbcn_mmseg.engine.checkpoint import safe_loading
 from wsbcn_mmseg.engine.launch import (
     UsageError,
@@ -28,20 +31,55 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as train_cfg.max_iters=100')
+    conversion = parser.add_argument_group('other norms in any config', 'tools/test.py takes the config that this '
+                                           'writes to the work folder')
+    conversion.add_argument('--bcn-ws', action='store_true', help='BCN for every BN, SyncBN and GN, and Weight '
+                            'Standardization before it: --norm BCN --ws')
+    conversion.add_argument('--norm', metavar='NAME', help='the norm in place of every BN, SyncBN and GN')
+    conversion.add_argument('--ws', action='store_true', help='Weight Standardization before every norm')
+    conversion.add_argument('--include', nargs='+', metavar='LAYERS', default=[],
+                            help='convert these layers only, such as decode_head or "*.conv1"')
+    conversion.add_argument('--exclude', nargs='+', metavar='LAYERS', default=[], help='do not convert these layers')
+    conversion.add_argument('--preserve', action='store_true', help='keep the function of weights that were trained '
+                            'without Weight Standardization, as far as the layers allow')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--check', action='store_true', help='check the set-up and stop')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
+def convert(cfg: Config, args: argparse.Namespace) -> None:
+    """Other norms, as the command line says; one process says what has changed."""
+    norm, ws = args.norm or ('BCN' if args.bcn_ws else None), args.ws or args.bcn_ws
+    if not norm and not ws:
+        if args.include or args.exclude or args.preserve:
+            raise UsageError('--include, --exclude and --preserve say how --bcn-ws, --norm or --ws convert; give one '
+                             'of these')
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        try:
+            lines = []
+            apply_bcn_ws(cfg, norm, ws, args.include, args.exclude, args.preserve, log=lines.append)
+        except ValueError as error:
+            raise UsageError(f'{args.config}: {error}') from error
+    checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ  # by dist_train.sh; the run says it again
+    if int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
+        print('\n'.join([f'Changes to {args.config}:', *(f'  {line}' for line in lines)]), flush=True)
+        for warning in caught:
+            print(f'Warning: {warning.message}', file=sys.stderr)
+
+
 def set_up(args: argparse.Namespace) -> Config:
     """The config to run, checked."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    convert(cfg, args)
     check_gpus()
     check_batch(cfg, args.cfg_options)
     check_data(cfg, ('train', 'val'))
-    if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, num_classes(cfg))
+    checkpoint = cfg.get('load_from') or cfg.model.get('conversion', {}).get('checkpoint')
+    if checkpoint:
+        check_checkpoint(checkpoint, num_classes(cfg))
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg')
     if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
         check_checkpoint(init_cfg['checkpoint'])

@@ -2,7 +2,8 @@
 
 Importing this package registers all it offers: ``ConvWS``, ``ConvWS1d``, ``ConvWS3d`` and ``BCN`` in MMEngine's root
 registry, hooks, network parts and data transforms. In a config of any OpenMMLab project,
-``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed.
+``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed. :func:`apply_bcn_ws` rewrites configs,
+:func:`convert_model` networks.
 """
 from .stack import check_stack, declare_torchvision_operators, quiet_import
 
@@ -10,8 +11,9 @@ check_stack()
 declare_torchvision_operators()
 with quiet_import():
     from . import conversion, datasets, engine, layers, models, ops
-    from .conversion import fold
+    from .conversion import apply_bcn_ws, convert_model, fold
     from .inference import infer, load_segmentor
 
 __version__ = '0.1.0'
-__all__ = ['conversion', 'datasets', 'engine', 'fold', 'infer', 'layers', 'load_segmentor', 'models', 'ops']
+__all__ = ['apply_bcn_ws', 'conversion', 'convert_model', 'datasets', 'engine', 'fold', 'infer', 'layers',
+           'load_segmentor', 'models', 'ops']

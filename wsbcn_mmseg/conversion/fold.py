@@ -11,10 +11,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from wsbcn_mmseg.layers import BCN
 
-from .dataflow import Dataflow, record_dataflow
+from .dataflow import Dataflow
+from .trial_run import trial_run
 
-_SIDES = (64, 32, 224, 28, 128, 16, 8, 256, 512)  # tried in turn: some networks take images of one size only
-_MAX_PIXELS = 512**2
 # Convolutions that do nothing with kernel and bias but convolve
 _PLAIN_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
                 wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.ConvTranspose3d)
@@ -36,15 +35,14 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
     Everything else, hooks and shared modules included, is as in ``model``. The ``state_dict`` fits the same
     architecture built from plain layers (``bias=True`` where a batch part was folded into a convolution).
 
-    Which convolution feeds which norm is seen by running the copy once. Norms that do not run then, such as those of
-    auxiliary heads, are folded where the structure leaves no doubt: next to their convolution in a ``nn.Sequential`` or
-    an OpenMMLab ``ConvModule``.
+    Which convolution feeds which norm is seen by running the copy once. Norms that do not run then are folded where the
+    structure leaves no doubt: next to their convolution in a ``nn.Sequential`` or an OpenMMLab ``ConvModule``.
 
     Args:
         model: Any module; it stays as it is.
-        example_inputs: Positional argument(s) of ``model`` for that run. Defaults to None: zeros of shape
-            (1, in_channels of the first convolution, side, ...), of several sizes until one runs; if none does, only
-            the structure counts.
+        example_inputs: What the network is run on: a tensor, a tuple of positional or a dict of keyword arguments.
+            Defaults to None: random images, as :func:`convert_model` makes them up; where none fits, only the
+            structure counts.
 
     Returns:
         The folded copy, in evaluation mode.
@@ -93,14 +91,13 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
     def note(norm, inputs):
         dims[norm] = inputs[0].dim()
 
-    flow = Dataflow()
     hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     try:
+        flow = trial_run(model, example_inputs, list(convs), norms)
+    except ValueError:  # it runs on nothing that could be made up for it
         if example_inputs is not None:
-            inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs, )
-            flow = record_dataflow(lambda: model(*inputs), convs, norms)
-        elif first is not None:
-            flow = _try_inputs(model, first, convs, norms)
+            raise
+        flow = Dataflow()
     finally:
         for hook in hooks:
             hook.remove()
@@ -109,19 +106,6 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
         if conv in convs and norm not in sources and conv not in flow.calls:
             sources[norm] = conv
     return sources, dims
-
-
-def _try_inputs(model: nn.Module, first: _ConvNd, convs: set, norms: list) -> Dataflow:
-    dims = first.weight.dim() - 2
-    for side in _SIDES:
-        if side**dims > _MAX_PIXELS:
-            continue
-        images = first.weight.new_zeros(1, first.in_channels, *[side] * dims)
-        try:
-            return record_dataflow(lambda images=images: model(images), convs, norms)
-        except Exception:  # whatever a network raises that wants another input
-            continue
-    return Dataflow()
 
 
 def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -17,6 +17,7 @@ _WHERE = {
     'PascalVOCDataset': 'set VOC_ROOT to your VOCdevkit/VOC2012, or make a small synthetic one with '
                         'tools/make_mini_voc.py',
     'ImageNet': 'set IMAGENET_ROOT to the folder that holds train/ and val/',
+    'CocoDataset': 'set COCO_ROOT to the folder that holds annotations/, train2017/ and val2017/',
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),
                     'set CIFAR_ROOT to the folder that holds cifar-10-batches-py/ and cifar-100-python/')
 }
@@ -72,11 +73,14 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
                 continue  # remote storage answers for itself
             root = Path(dataset.get('data_root') or '.')
             if not root.is_dir():
-                raise UsageError(f'data folder {root} does not exist; {_WHERE.get(dataset["type"], "set data_root")}')
+                advice = _WHERE.get(str(dataset['type']), 'put the data there, or say where it is: '
+                                    f'--cfg-options {phase}_dataloader.dataset.data_root=FOLDER')
+                raise UsageError(f'data folder {root} does not exist; {advice}')
             ann_file = dataset.get('ann_file')
             if ann_file and not (root / ann_file).is_file():
-                raise UsageError(f'{root / ann_file} does not exist; tools/prepare_voc_aug.py makes the augmented '
-                                 'training list and labels')
+                advice = ('tools/prepare_voc_aug.py makes the augmented training list and labels'
+                          if 'VOC' in str(dataset['type']) else 'is the data complete?')
+                raise UsageError(f'{root / ann_file} does not exist; {advice}')
             for folder in (dataset.get('data_prefix') or {}).values():
                 if not (root / folder).is_dir():
                     raise UsageError(f'{root / folder} does not exist; is the data complete?')

@@ -1,4 +1,7 @@
 """Backbone weights from a classification checkpoint, with a count of what was loaded."""
+import re
+from collections.abc import Iterable
+
 from mmengine.logging import print_log
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
@@ -19,6 +22,8 @@ class PretrainedBackbone:
 
     Args:
         checkpoint: Path of the file.
+        rename: Pairs of a regular expression and a replacement, applied one after the other to each name in the file;
+            ``{norm}`` in a replacement stands for what the file calls its norms (``bn``, ``gn``, ``bcn``).
 
     Raises:
         ValueError: If a tensor of the backbone is missing in the file or has another shape, or the file has others.
@@ -27,8 +32,8 @@ class PretrainedBackbone:
         >>> init_cfg = dict(type='PretrainedBackbone', checkpoint='resnet101_bcn_ws_in1k.pth')
     """
 
-    def __init__(self, checkpoint: str):
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: str, rename: Iterable[tuple[str, str]] = ()):
+        self.checkpoint, self.rename = checkpoint, tuple(rename)
 
     def __call__(self, module: nn.Module) -> None:
         weights = read_weights(self.checkpoint)
@@ -36,6 +41,7 @@ class PretrainedBackbone:
             weights = {name.removeprefix('backbone.'): value for name, value in weights.items()
                        if name.startswith('backbone.')}
         weights = {name: value for name, value in weights.items() if not name.startswith(_CLASSIFIER)}
+        weights = self._renamed(weights)
         mismatch = f'{self.checkpoint} was trained with another network or normalisation: '
         try:
             problems = module.load_state_dict(weights, strict=False)
@@ -47,6 +53,16 @@ class PretrainedBackbone:
         for child in module.modules():
             child.is_init = True  # or MMEngine would initialise ConvModules anew, after this
         print_log(f'Backbone: loaded {len(weights)} tensors from {self.checkpoint}', logger='current')
+
+    def _renamed(self, weights: dict) -> dict:
+        norm = next((match[1] for name in weights if (match := re.match(r'([a-z]+)1\.', name)) and match[1] != 'conv'),
+                    'bn')
+        renamed = {}
+        for name, value in weights.items():
+            for pattern, replacement in self.rename:
+                name = re.sub(pattern, replacement.replace('{norm}', norm), name)
+            renamed[name] = value
+        return renamed
 
 
 def _some(names: list[str]) -> str:

@@ -1,0 +1,9 @@
+# Table 10, RN50, BCN+WS: 39.7 box AP in the paper.
+_base_ = '_base_/faster_rcnn_r50_1x.py'
+norm_cfg = dict(type='BCN')
+conv_cfg = dict(type='ConvWS')
+model = dict(
+    backbone=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg),
+    neck=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg),
+    roi_head=dict(bbox_head=dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)))
+custom_hooks = [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook')]

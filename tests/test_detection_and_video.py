@@ -1,0 +1,183 @@
+"""Tables 9, 10 and 12: the configs keep to the paper, and train on tiny data where MMDetection and MMAction2 are
+installed."""
+import importlib
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.runner import Runner
+from mmseg.registry import MODELS
+from PIL import Image
+from torch import nn
+
+from wsbcn_mmseg import apply_bcn_ws
+from wsbcn_mmseg.layers import BCN, ConvWS
+
+COCO, STHV1 = ROOT / 'configs' / 'coco', ROOT / 'configs' / 'sthv1'
+DETECTORS = sorted(path.stem for path in COCO.glob('*.py'))
+VIDEO = ('gn', 'gn_ws', 'bn', 'bn_ws', 'bcn_ws')
+
+
+def require(package: str, extra: str) -> None:
+    """Skip unless ``package`` is installed whole, with the compiled operators that it needs."""
+    try:
+        importlib.import_module('mmcv.ops' if package == 'mmdet' else package)
+        importlib.import_module(f'{package}.models')
+        importlib.import_module(f'{package}.datasets')
+    except ImportError as error:
+        pytest.skip(f'{package} does not import here ({error}); see the extra `{extra}` in configs')
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """Runners set a default scope for the whole process."""
+    names = set(DefaultScope._instance_dict)
+    yield
+    for name in set(DefaultScope._instance_dict) - names:
+        DefaultScope._instance_dict.pop(name)
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detection_configs(name):
+    model, depth, row, schedule = re.fullmatch(r'(faster|mask)_rcnn_r(\d+)_(.+)_(\dx)', name).groups()
+    cfg = Config.fromfile(COCO / f'{name}.py')
+    assert cfg.model.backbone.depth == int(depth) and cfg.model.roi_head.bbox_head.type == 'Shared4Conv1FCBBoxHead'
+    images = 4 * cfg.train_dataloader.batch_size  # on four GPUs
+    assert images == {50: 8, 101: 4}[int(depth)] and cfg.optim_wrapper.optimizer.lr == 0.02 * images / 16
+    updates = {'1x': 90000, '2x': 180000}[schedule] * 16 // images
+    assert schedule == {'faster': '1x', 'mask': '2x'}[model] and cfg.train_cfg.max_iters == updates
+    assert cfg.param_scheduler[1].milestones == [updates * 2 // 3, updates * 8 // 9]
+    parts = [cfg.model.backbone, cfg.model.neck, cfg.model.roi_head.bbox_head]
+    parts += [cfg.model.roi_head.mask_head] if model == 'mask' else []
+    for part in parts:
+        assert part.norm_cfg == (dict(type='BCN') if row == 'bcn_ws' else dict(type='GN', num_groups=32))
+        assert part.get('conv_cfg') == (dict(type='ConvWS') if 'ws' in row else None)
+    assert ('custom_hooks' in cfg) == (row == 'bcn_ws')
+
+
+def test_detection_has_all_rows():
+    assert len(DETECTORS) == 12
+
+
+@pytest.mark.parametrize('row', VIDEO)
+def test_video_configs(row):
+    cfg = Config.fromfile(STHV1 / f'tsm_r50_{row}.py')
+    assert cfg.model.backbone.norm_cfg.type == row.split('_')[0].upper() and not cfg.model.backbone.norm_eval
+    assert cfg.model.backbone.get('conv_cfg') == (dict(type='ConvWS') if 'ws' in row else None)
+    assert cfg.model.backbone.num_segments == cfg.model.cls_head.num_segments == 8
+    assert 4 * cfg.train_dataloader.batch_size == 32 and cfg.optim_wrapper.optimizer.lr == 0.0125
+    assert cfg.train_cfg.max_epochs == 45 and cfg.param_scheduler[0].milestones == [26, 36]
+
+
+@pytest.mark.parametrize('folder, names', [('coco', DETECTORS), ('sthv1', [f'tsm_r50_{row}' for row in VIDEO])])
+def test_tables_name_every_config_and_say_what_was_run(folder, names):
+    text = (ROOT / 'configs' / folder / 'README.md').read_text()
+    assert set(re.findall(r'^\| `(\w+)` \|', text, re.M)) == set(names)
+    assert text.count('not run') >= len(names)
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory):
+    """Four images with one box and one polygon each, in COCO's format."""
+    root = tmp_path_factory.mktemp('coco')
+    (root / 'annotations').mkdir()
+    rng = np.random.default_rng(0)
+    for split in ('train2017', 'val2017'):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for number in range(1, 5):
+            Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(root / split / f'{number:012}.jpg')
+            images.append(dict(id=number, file_name=f'{number:012}.jpg', height=96, width=128))
+            annotations.append(dict(id=number, image_id=number, category_id=1, bbox=[16, 16, 64, 48], area=64 * 48,
+                                    iscrowd=0, segmentation=[[16, 16, 80, 16, 80, 64, 16, 64]]))
+        classes = [dict(id=1, name='person'), dict(id=2, name='bicycle')]
+        content = dict(images=images, annotations=annotations, categories=classes)
+        (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+    return root
+
+
+def run_one_step(cfg, tmp_path) -> Runner:
+    cfg.work_dir, cfg.log_level = str(tmp_path), 'WARNING'
+    for name in ('train', 'val', 'test'):
+        cfg[f'{name}_dataloader'].update(num_workers=0, persistent_workers=False)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn_r50_bcn_ws_2x', 'faster_rcnn_r50_gn_ws_1x'])
+def test_detectors_train_and_evaluate(name, coco, tmp_path, monkeypatch):
+    require('mmdet', 'detection')
+    monkeypatch.setenv('COCO_ROOT', str(coco))
+    cfg = Config.fromfile(COCO / f'{name}.py')
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    cfg.model.train_cfg.rcnn.sampler.num, cfg.model.test_cfg.rpn.max_per_img = 16, 20
+    cfg.train_dataloader.dataset.pipeline[2].scale = cfg.val_dataloader.dataset.pipeline[1].scale = (128, 96)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = str(coco / 'annotations' / 'instances_val2017.json')
+    model = run_one_step(cfg, tmp_path).model
+    plain = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and not isinstance(m, ConvWS)}
+    assert plain == {'rpn_head.rpn_conv', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg'} | (
+        {'roi_head.mask_head.conv_logits'} if 'mask' in name else set())
+    if 'bcn' in name:
+        layers = [m for m in model.modules() if isinstance(m, BCN)]
+        assert len(layers) == 53 + 8 + 4 + 4 and all(m.bn.running_mean.any() for m in layers)
+
+
+def test_the_flag_on_a_detector(coco):
+    require('mmdet', 'detection')
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(COCO / '_base_' / 'mask_rcnn_r50_2x.py')
+    apply_bcn_ws(cfg, log=None)
+    model = ROOT_MODELS.build(cfg.model)
+    assert sum(isinstance(m, BCN) for m in model.modules()) == 53 == sum(isinstance(m, ConvWS) for m in model.modules())
+
+
+@pytest.fixture(scope='module')
+def sthv1(tmp_path_factory):
+    """Folders of frames, and lists of them: folder, frames, label."""
+    root, rng = tmp_path_factory.mktemp('sthv1'), np.random.default_rng(0)
+    for clip in range(2):
+        folder = root / 'rawframes' / str(clip)
+        folder.mkdir(parents=True)
+        for frame in range(1, 10):
+            Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / f'{frame:05}.jpg')
+    for split in ('train', 'val'):
+        (root / f'sthv1_{split}_list_rawframes.txt').write_text('0 9 3\n1 9 5\n')
+    return root
+
+
+@pytest.mark.parametrize('row', ['bcn_ws', 'bn'])
+def test_tsm_trains_and_evaluates(row, sthv1, tmp_path, monkeypatch):
+    require('mmaction', 'video')
+    if row == 'bcn_ws':
+        layers = dict(conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='BCN'))
+        classifier = MODELS.build(dict(type='ResNet', depth=50, **layers))
+        torch.save(classifier.state_dict(), tmp_path / 'r50.pth')
+        monkeypatch.setenv('PRETRAINED', str(tmp_path / 'r50.pth'))
+    monkeypatch.setenv('STHV1_ROOT', str(sthv1))
+    cfg = Config.fromfile(STHV1 / f'tsm_r50_{row}.py')
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.train_dataloader.batch_size = cfg.val_dataloader.batch_size = 2
+    for loader, resize in ((cfg.train_dataloader, 2), (cfg.val_dataloader, 2)):
+        loader.dataset.pipeline[resize].scale = (-1, 64)
+    cfg.train_dataloader.dataset.pipeline[3].input_size = 64
+    cfg.train_dataloader.dataset.pipeline[4].scale = (64, 64)
+    cfg.val_dataloader.dataset.pipeline[3].crop_size = 64
+    seen = []
+    hook = nn.modules.module.register_module_forward_pre_hook(
+        lambda m, inputs: seen.append(inputs[0].shape) if isinstance(m, BCN) else None)
+    try:
+        model = run_one_step(cfg, tmp_path).model
+    finally:
+        hook.remove()
+    layers = [m for m in model.modules() if isinstance(m, BCN)]
+    assert len(layers) == (53 if row == 'bcn_ws' else 0) == sum(isinstance(m, ConvWS) for m in model.modules())
+    assert row == 'bn' or seen[0] == (2 * 8, 64, 32, 32)  # maps of N*T images
+    assert torch.isfinite(model.cls_head.fc_cls.weight).all()

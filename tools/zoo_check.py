@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Convert every family of MMSegmentation's model zoo to BCN and WS, train one step, evaluate once, write a table."""
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from wsbcn_mmseg.conversion.zoo import Result, check, families, read_table, table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('families', nargs='*', metavar='FAMILY', default=families(),
+                        help='configs below the configs folder of the installed MMSegmentation, for which rows of the '
+                        'table are made anew; all by default')
+    parser.add_argument('--size', type=int, default=128, help='side of the images')
+    parser.add_argument('--timeout', type=float, default=300, help='seconds a family may take')
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'zoo.md', help='the table')
+    parser.add_argument('--one', action='store_true', help='check one family in this process and print JSON')
+    args = parser.parse_args()
+    unknown = [name for name in args.families if name not in families()]
+    if unknown:
+        parser.error(f'MMSegmentation ships no config {unknown[0]}')
+    return args
+
+
+def check_apart(family: str, size: int, timeout: float) -> Result:
+    """Each family in a process of its own: its memory is returned, and a crash stays there."""
+    command = [sys.executable, __file__, family, '--one', '--size', str(size)]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Result(family, f'took more than {timeout:g} s')
+    lines = process.stdout.strip().splitlines()
+    if process.returncode or not lines:
+        return Result(family, f'the process ended with {process.returncode}')
+    return Result(**json.loads(lines[-1]))
+
+
+def main() -> None:
+    args = parse_args()
+    if args.one:
+        print(json.dumps(vars(check(args.families[0], args.size))))
+        return
+    results = {result.family: result for result in read_table(args.out) if result.family in families()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for number, family in enumerate(args.families, 1):
+        results[family] = check_apart(family, args.size, args.timeout)
+        print(f'{number}/{len(args.families)} {family}: {results[family].outcome}', flush=True)
+        args.out.write_text(table([results[name] for name in families() if name in results], args.size))
+    print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()
