@@ -1,10 +1,12 @@
 """The hook that watches norms, inside MMEngine's runner."""
 import copy
 import json
+import re
 
 import pytest
 import torch
 from conftest import run_ranks
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from test_hooks import Images, Model, make_runner
 from torch import nn
@@ -12,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsbcn_mmseg.analysis.singularities import stat_diff
 from wsbcn_mmseg.analysis.smoothness import gradient_shares
-from wsbcn_mmseg.engine import NormStatisticsHook
+from wsbcn_mmseg.engine import BCNUpdateRateHook, NormStatisticsHook
 from wsbcn_mmseg.engine.norm_statistics_hook import FILE, merge
 from wsbcn_mmseg.layers import BCN, ConvWS
 from wsbcn_mmseg.visualization import read_scalars
@@ -192,3 +194,15 @@ def test_two_ranks_count_as_one_batch(tmp_path):
 def test_numbers_out_of_range(arguments, match):
     with pytest.raises(ValueError, match=match):
         NormStatisticsHook(**arguments)
+
+
+def test_the_page_on_reading_the_plots(root):
+    """Its config's hooks build, its example runs, and it explains every number that the hook writes."""
+    page = (root / 'docs' / 'analysis.md').read_text()
+    snippet, example = re.findall(r'```python\n(.*?)```', page, re.S)
+    settings = {}
+    exec(snippet, settings)
+    assert [type(HOOKS.build(hook)) for hook in settings['custom_hooks']] == [BCNUpdateRateHook, NormStatisticsHook]
+    exec(example, {})
+    for name in ('stat_diff', 'eliminated', 'under_represented', 'distance_mean', 'distance_scale'):
+        assert f'`{name}`' in page

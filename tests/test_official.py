@@ -6,7 +6,7 @@ from conftest import ROOT, run_tool
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from wsbcn_mmseg.conversion.official import convert_official, expected_network
+from wsbcn_mmseg.conversion.official import Official, convert_official, expected_network
 from wsbcn_mmseg.engine.launch import load_config
 
 EPS = 1e-5
@@ -195,3 +195,18 @@ def test_tool_and_its_refusals(tmp_path):
         result = run_tool('convert_official_checkpoint.py', tmp_path / 'bad.pth', tmp_path / 'bad_out.pth', check=False)
         assert result.returncode == 1 and expected in result.stderr and 'Traceback' not in result.stderr
         assert not (tmp_path / 'bad_out.pth').exists()
+
+
+@pytest.mark.parametrize('config, official', [
+    ('resnet50_bcn_ws', Official('classification', 'ResNet-50', 'BCN', True, 1000)),
+    ('resnet101_bcn_ws', Official('classification', 'ResNet-101', 'BCN', True, 1000)),
+    ('resnext50_32x4d_bcn_ws', Official('classification', 'ResNeXt-50', 'BCN', True, 1000)),
+    ('resnext101_32x4d_gn_ws', Official('classification', 'ResNeXt-101', 'GN', True, 1000))], ids=lambda c: str(c))
+def test_classification_results_are_the_state_dicts_of_mmpretrain_s_classifiers(config, official):
+    pytest.importorskip('mmpretrain')
+    cfg = load_config(str(ROOT / 'configs' / 'imagenet' / f'{config}_in1k.py'), None, None, 'none')
+    init_default_scope('mmpretrain')
+    classifier = MODELS.build(cfg.model)
+    expected, ours = ({name: value.shape for name, value in network.state_dict().items()}
+                      for network in (classifier, expected_network(official)))
+    assert ours == expected
