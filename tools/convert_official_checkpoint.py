@@ -6,6 +6,7 @@ segmentors by PRETRAINED=DST; what a segmentation checkpoint becomes, tools/test
 configs/deeplabv3_r101_*_voc.py.
 """
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -33,8 +34,15 @@ def main() -> None:
         message = str(error)
         sys.exit('convert_official_checkpoint.py: ' + (message if args.src in message else f'{args.src} {message}'))
     meta = dict(source=Path(args.src).name, official=str(official), dataset_meta=official.dataset_meta)
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=state_dict, meta=meta), args.dst)
+    partial = args.dst.with_name(f'{args.dst.name}.partial')
+    try:
+        args.dst.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(state_dict=state_dict, meta=meta), partial)
+        os.replace(partial, args.dst)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f'convert_official_checkpoint.py: {args.dst} cannot be written ({str(error).splitlines()[0]})')
+    finally:
+        partial.unlink(missing_ok=True)
     print(f'{args.src} ({official}): wrote {len(state_dict)} tensors to {args.dst}')
 
 

@@ -3,6 +3,7 @@
 shares and histograms, where it has them. Every picture as PNG and SVG."""
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from wsbcn_mmseg.analysis.figures import (
@@ -26,7 +27,9 @@ def main() -> None:
     args = parse_args()
     out = args.out or args.runs[0]
     try:
-        runs = {run.resolve().name: read_norm_statistics(run) for run in args.runs}
+        names = [run.resolve().name for run in args.runs]
+        runs = {name if names.count(name) == 1 else '_'.join(run.parts): read_norm_statistics(run)
+                for name, run in zip(names, args.runs, strict=True)}
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'plot_norm_statistics.py: {error}')
     if not all(runs.values()):
@@ -34,11 +37,11 @@ def main() -> None:
     paths = save(plot_stat_diff(runs), out / 'stat_diff')
     for name, lines in runs.items():
         prefix = f'{name}_' if len(runs) > 1 else ''
-        paths += save(plot_eliminated(lines, name), out / f'{prefix}eliminated')
-        for plot, file in ((plot_gradient_shares, 'gradient_shares'), (plot_histograms, 'histograms')):
+        for plot, file in ((partial(plot_eliminated, title=name), 'eliminated'),
+                           (plot_gradient_shares, 'gradient_shares'), (plot_histograms, 'histograms')):
             try:
                 paths += save(plot(lines), out / f'{prefix}{file}')
-            except ValueError:  # the run was not asked for these
+            except ValueError:  # the run has nothing of the kind
                 continue
     print('Wrote ' + ', '.join(map(str, paths)))
 

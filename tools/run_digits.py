@@ -18,7 +18,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=3, help='trainings of each kind')
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time, one thread each')
     parser.add_argument('--quick', action='store_true', help='one seed and one epoch: a look at the command')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.seeds < 1 or args.jobs < 1:
+        parser.error('--seeds and --jobs must be at least 1')
+    return args
 
 
 def main() -> None:

@@ -21,7 +21,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--updates', type=int, default=350, help='updates of 8 images; 8 times as many of one')
     parser.add_argument('--seeds', type=int, default=1, help='trainings of each kind')
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time, one thread each')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.seeds < 1 or args.jobs < 1:
+        parser.error('--seeds and --jobs must be at least 1')
+    return args
 
 
 def options(method: str, batch: int, updates: int) -> tuple[str, ...]:

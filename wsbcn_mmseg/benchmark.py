@@ -44,10 +44,10 @@ from wsbcn_mmseg.conversion import fold
 from wsbcn_mmseg.export import Logits, onnx_runner
 from wsbcn_mmseg.export import write as write_exported
 from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.visualization import COLOURS
 
 WARM_UP = 3  # rounds before those that count
 UPDATE_RATE = 0.007
-COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000')  # Okabe and Ito's
 
 Row = dict[str, str | float | None]
 Run = Callable[[Callable[[], None]], None]  # does its work, and calls its argument at every moment that counts

@@ -22,6 +22,9 @@ from wsbcn_mmseg.engine.checkpoint import read_checkpoint, read_weights
 from wsbcn_mmseg.engine.launch import UsageError, check_checkpoint, load_config, num_classes
 
 MODES = ('whole', 'slide')
+FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')  # of pixels; no other is opened
+SUFFIXES = {'.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.mpo', '.pbm', '.pgm', '.png', '.pnm',
+            '.ppm', '.tif', '.tiff', '.webp'}  # what is taken from folders
 KINDS = ('labels', 'masks', 'overlays')  # of the files, each in a folder of that name
 
 
@@ -57,7 +60,10 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
     description = copy.deepcopy(cfg.model)
     for part in (description, description.get('backbone') or {}):
         part.pop('init_cfg', None)  # the checkpoint has it all
-    model = MODELS.build(description)
+    try:
+        model = MODELS.build(description)
+    except KeyError as error:  # a type that nobody registered
+        raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
     try:
         problems = model.load_state_dict(read_weights(checkpoint), strict=False)
     except RuntimeError as error:  # shapes differ; the first line says no more than that
@@ -90,8 +96,12 @@ def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
         dataset_type = registry.get(dataset['type']) if 'type' in dataset else None
     known = dict(getattr(dataset_type, 'METAINFO', {})) | dict(dataset.get('metainfo') or {})
     meta = read_checkpoint(checkpoint).get('meta')
-    known |= {key: value for key, value in ((meta or {}).get('dataset_meta') or {}).items() if value}
+    meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    known |= {key: value for key, value in (meta if isinstance(meta, dict) else {}).items() if value}
     count = max(num_classes(cfg) or 2, 2)
+    if len(known.get('classes') or range(count)) != count:
+        raise UsageError(f"the model has {count} classes, but {checkpoint} or the config names "
+                         f"{len(known['classes'])}")
     classes = known.get('classes') or [str(index) for index in range(count)]
     palette = known.get('palette') or np.reshape(voc_palette(), (-1, 3))[:len(classes)].tolist()
     return dict(classes=list(classes), palette=[list(map(int, colour)) for colour in palette])
@@ -111,7 +121,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return np.array(_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError as error:
         raise ValueError('does not exist') from error
@@ -145,10 +155,11 @@ def find_images(patterns: Iterable[str | Path]) -> list[Path]:
     Raises:
         UsageError: If a folder or a glob holds no image.
     """
-    suffixes, found = set(Image.registered_extensions()), []
+    found = []
     for pattern in map(str, patterns):
         if Path(pattern).is_dir():
-            files = sorted(path for path in Path(pattern).rglob('*') if path.suffix.lower() in suffixes)
+            files = sorted(path for path in Path(pattern).rglob('*') if path.suffix.lower() in SUFFIXES
+                           and path.is_file())
         elif not Path(pattern).exists() and glob.has_magic(pattern):
             files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
         else:
@@ -207,6 +218,9 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
         raise UsageError('label files hold up to 256 classes, the model has more')
     if batch < 1 or not 0 <= opacity <= 1:
         raise UsageError(f'expected batch of at least 1 and opacity from 0 to 1, got {batch} and {opacity}')
+    odd = next((image for image in images if not isinstance(image, (str, Path, np.ndarray))), None)
+    if odd is not None:
+        raise UsageError(f'expected paths and arrays, got a {type(odd).__name__}')
     sources = [source for image in images
                for source in ([image] if isinstance(image, np.ndarray) else find_images([image]))]
     network, pipeline = _network(model, tta), Compose(preprocess_steps(model.cfg, tta))
@@ -225,7 +239,10 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
                 if out is None:
                     prediction.labels = labels
                 else:
-                    prediction.files = _write(Path(out), names[index], image, labels, model.dataset_meta, opacity)
+                    try:
+                        prediction.files = _write(Path(out), names[index], image, labels, model.dataset_meta, opacity)
+                    except OSError as error:
+                        prediction.problem = f'the results of {prediction.source} cannot be written ({error})'
             bar.update(task, completed=sum(bool(p.problem or p.files or p.labels is not None) for p in predictions))
         bar.update(task, completed=len(sources))
     return predictions

@@ -11,6 +11,8 @@ from PIL import Image
 CLASSES = PascalVOCDataset.METAINFO['classes']
 PALETTE = np.array(PascalVOCDataset.METAINFO['palette'], np.uint8)
 VOID = 255
+COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000')  # Okabe and Ito's
+MARKERS = 'os^Dv*XP'
 
 
 def read_scalars(work_dir: str | Path) -> list[dict]:

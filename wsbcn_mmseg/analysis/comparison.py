@@ -1,20 +1,21 @@
 """Several small trainings side by side: every method, several seeds, one table and one plot."""
 import csv
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from rich.progress import Progress
 
-from wsbcn_mmseg.benchmark import COLOURS
-from wsbcn_mmseg.visualization import read_scalars
+from wsbcn_mmseg.visualization import COLOURS, read_scalars
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ def compare(trainings: list[Training], train: Path, out: Path, metric: str, labe
     summary = summarise(train_all(trainings, train, out, metric, jobs))
     order = list(dict.fromkeys(training.method for training in trainings))
     table = markdown_table(summary, order)
-    write_csv(summary, out / f'{out.name}.csv')
-    (out / f'{out.name}.md').write_text(table)
-    plot_summary(summary, order, label, out / f'{out.name}.png')
+    name = out.resolve().name
+    write_csv(summary, out / f'{name}.csv')
+    (out / f'{name}.md').write_text(table)
+    plot_summary(summary, order, label, out / f'{name}.png')
     return table
 
 
@@ -79,7 +81,8 @@ def train_all(trainings: Iterable[Training], train: Path, out: Path, metric: str
     for training in trainings:
         row = next((row for row in done if row['settings'] == json.loads(json.dumps(training.settings()))), None)
         rows.append(row) if row else missing.append(training)
-    with Progress() as progress, ThreadPoolExecutor(jobs) as pool, results.open('a') as file:
+    pool = ThreadPoolExecutor(jobs)
+    with Progress() as progress, results.open('a') as file, _cancelling(pool):
         task = progress.add_task('Training', total=len(rows) + len(missing), completed=len(rows))
         futures = {pool.submit(_train, training, train, out, metric): training for training in missing}
         for future in as_completed(futures):
@@ -87,13 +90,23 @@ def train_all(trainings: Iterable[Training], train: Path, out: Path, metric: str
             score = future.result()
             row = dict(method=training.method, batch=training.batch, seed=training.seed, score=score,
                        settings=training.settings())
-            file.write(json.dumps(row) + '\n')
-            file.flush()
+            if score is not None:  # what failed is tried again next time
+                file.write(json.dumps(row) + '\n')
+                file.flush()
             rows.append(row)
             shown = 'failed' if score is None else f'{score:.2f}'
             progress.console.print(f'{training.method}, batch {training.batch}, seed {training.seed}: {shown}')
             progress.advance(task)
     return [{key: row[key] for key in ('method', 'batch', 'seed', 'score')} for row in rows]
+
+
+@contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Start nothing more after an interruption."""
+    try:
+        yield
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _train(training: Training, train: Path, out: Path, metric: str) -> float | None:
@@ -159,7 +172,7 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
     figure, panels = plt.subplots(1, len(batches), figsize=(3.6 * len(batches), 3.4), sharey=True, squeeze=False,
                                   layout='constrained')
     for axes, batch in zip(panels[0], batches, strict=True):
-        for colour, method in zip(COLOURS, order, strict=False):
+        for colour, method in zip(itertools.cycle(COLOURS), order, strict=False):
             row = next((row for row in summary if (row['method'], row['batch']) == (method, batch)), None)
             if row and row['mean'] is not None:
                 axes.errorbar(method, row['mean'], row['std_error'], marker='o', capsize=4, color=colour)

@@ -13,8 +13,6 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from wsbcn_mmseg.analysis.figures import (
-    COLOURS,
-    MARKERS,
     draw_gradient_shares,
     plot_stat_diff,
     read_norm_statistics,
@@ -22,7 +20,7 @@ from wsbcn_mmseg.analysis.figures import (
 )
 from wsbcn_mmseg.datasets import Digits
 from wsbcn_mmseg.engine.norm_statistics_hook import FILE
-from wsbcn_mmseg.visualization import read_scalars
+from wsbcn_mmseg.visualization import COLOURS, MARKERS, read_scalars
 
 GN, LN = dict(type='GNByWidth', min_channels_per_group=4), dict(type='GN', num_groups=1)
 BCN = dict(type='BCN', mode='large_batch', min_channels_per_group=4)
@@ -76,7 +74,7 @@ def figure_4(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list
     for colour, marker, (name, (norm, conv)) in zip(COLOURS, MARKERS, track(FIGURE_4.items(), 'Figure 4'),
                                                     strict=False):
         work_dir = watched_training(config, norm, conv, out / 'figure_4' / _file_name(name), epochs, depth)
-        scalars = read_scalars(sorted(work_dir.glob('*/vis_data'))[-1].parent.parent)
+        scalars = read_scalars(work_dir)
         losses = [(line['epoch'], line['loss']) for line in scalars if 'loss' in line][-epochs:]
         errors = [(line['step'], 100 - line['accuracy/top1']) for line in scalars if 'accuracy/top1' in line][-epochs:]
         style = dict(color=colour, marker=marker, markevery=max(1, epochs // 8), label=name)

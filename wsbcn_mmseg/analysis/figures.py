@@ -1,4 +1,5 @@
 """The paper's Figures 4, 6 and 7, and a map of eliminated channels, from what ``NormStatisticsHook`` wrote."""
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -6,12 +7,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from wsbcn_mmseg.benchmark import COLOURS
 from wsbcn_mmseg.engine.norm_statistics_hook import FILE
+from wsbcn_mmseg.visualization import COLOURS, MARKERS
 
+LABELS = {'epoch': 'Epoch', 'iter': 'Iteration'}
 SHARES = {'gradient_eq11': 'removed by Eq. 11 (- mean)', 'gradient_eq12': 'removed by Eq. 12 (/ deviation)',
           'gradient_left': 'left'}
-MARKERS = 'os^Dv*XP'
 
 
 def read_norm_statistics(work_dir: str | Path) -> list[dict]:
@@ -23,27 +24,37 @@ def read_norm_statistics(work_dir: str | Path) -> list[dict]:
     path = Path(work_dir) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; train with custom_hooks=[dict(type='NormStatisticsHook')]")
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
+    lines = [line for text in path.read_text().splitlines() if (line := _parsed(text))]
     return sorted({line['iter']: line for line in lines}.values(), key=lambda line: line['iter'])
+
+
+def _parsed(text: str) -> dict | None:
+    try:
+        return json.loads(text)
+    except ValueError:  # a run that was killed while writing
+        return None
 
 
 def save(figure: Figure, out: Path) -> list[Path]:
     """Write ``out`` as PNG and as SVG, and close the figure."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_suffix(suffix) for suffix in ('.png', '.svg')]
+    paths = [out.parent / f'{out.name}{suffix}' for suffix in ('.png', '.svg')]
     for path in paths:
         figure.savefig(path, dpi=130)
     plt.close(figure)
     return paths
 
 
-def _series(lines: list[dict], key: str) -> tuple[list[float], list[list[float]]]:
-    """Epochs (fractions between samples of one epoch), and the layers' values at each."""
+def _series(lines: list[dict], key: str, axis: str) -> tuple[list[float], list[list[float]]]:
+    """When, and the layers' values at each."""
     kept = [(line, values) for line in lines
             if (values := [layer[key] for layer in line['layers'].values() if layer.get(key) is not None])]
-    per_epoch = max(1, max((line['iter'] for line, _ in kept), default=1) / max(
-        (line['epoch'] for line, _ in kept), default=1))
-    return [line['iter'] / per_epoch for line, _ in kept], [values for _, values in kept]
+    return [line[axis] for line, _ in kept], [values for _, values in kept]
+
+
+def _axis(lines: list[dict]) -> str:
+    """Runs by epochs have both, runs by iterations only these."""
+    return 'epoch' if all('epoch' in line for line in lines) else 'iter'
 
 
 def plot_stat_diff(runs: dict[str, list[dict]]) -> Figure:
@@ -53,14 +64,16 @@ def plot_stat_diff(runs: dict[str, list[dict]]) -> Figure:
         runs: Lines of :func:`read_norm_statistics` by the name to show.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4), layout='constrained')
-    for colour, marker, (name, lines) in zip(COLOURS, MARKERS, runs.items(), strict=False):
-        epochs, layers = _series(lines, 'stat_diff')
+    axis = _axis([line for lines in runs.values() for line in lines])
+    styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), runs.items(), strict=False)
+    for colour, marker, (name, lines) in styles:
+        times, layers = _series(lines, 'stat_diff', axis)
         means = [statistics.mean(values) for values in layers]
         spread = [statistics.pstdev(values) for values in layers]
-        axes.plot(epochs, means, color=colour, marker=marker, markevery=max(1, len(means) // 8), label=name)
-        axes.fill_between(epochs, [max(0, m - s) for m, s in zip(means, spread, strict=True)],
+        axes.plot(times, means, color=colour, marker=marker, markevery=max(1, len(means) // 8), label=name)
+        axes.fill_between(times, [max(0, m - s) for m, s in zip(means, spread, strict=True)],
                           [m + s for m, s in zip(means, spread, strict=True)], color=colour, alpha=.12, linewidth=0)
-    axes.set(xlabel='Epoch', ylabel='StatDiff, mean and deviation over layers', ylim=(0, None))
+    axes.set(xlabel=LABELS[axis], ylabel='StatDiff, mean and deviation over layers', ylim=(0, None))
     axes.grid(alpha=.3)
     axes.legend()
     return figure
@@ -85,17 +98,23 @@ def draw_gradient_shares(axes: plt.Axes, lines: list[dict]) -> None:
     if not any('gradient_left' in layer for line in lines for layer in line['layers'].values()):
         raise ValueError('the run has no gradient shares; train with NormStatisticsHook(gradients=True) and ConvWS')
     for colour, marker, (key, label) in zip(COLOURS, MARKERS, SHARES.items(), strict=False):
-        epochs, layers = _series(lines, key)
-        axes.plot(epochs, [statistics.mean(values) for values in layers], color=colour, marker=marker,
+        times, layers = _series(lines, key, _axis(lines))
+        axes.plot(times, [statistics.mean(values) for values in layers], color=colour, marker=marker,
                   markevery=max(1, len(layers) // 8), label=label)
-    axes.set(xlabel='Epoch', ylabel='Share of the squared gradient norm', yscale='log', ylim=(None, 1.3))
+    axes.set(xlabel=LABELS[_axis(lines)], ylabel='Share of the squared gradient norm', yscale='log', ylim=(None, 1.3))
     axes.grid(alpha=.3, which='both')
     axes.legend()
 
 
 def plot_eliminated(lines: list[dict], title: str = '') -> Figure:
-    """Share of eliminated channels, layer by layer over iterations."""
+    """Share of eliminated channels, layer by layer over iterations.
+
+    Raises:
+        ValueError: If no norm ran.
+    """
     names = [name for name, layer in lines[-1]['layers'].items() if 'eliminated' in layer]
+    if not names:
+        raise ValueError('no norm has run in the last sample')
     table = [[100 * (line['layers'].get(name, {}).get('eliminated') or 0) for line in lines] for name in names]
     figure, axes = plt.subplots(figsize=(7, max(2.4, .17 * len(names) + 1.2)), layout='constrained')
     iterations = [line['iter'] for line in lines]

@@ -1,4 +1,5 @@
 """Which convolution feeds which norm: found by running a network once, not by guessing names."""
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ class Dataflow:
             where its input came from anything else.
         targets: For each convolution, the norms that got its output unchanged.
         shared: Convolutions whose output something other than a norm reads too: an addition, a concatenation, an
-            operation in place, the caller of the network.
+            operation in place, the caller of the network; and those whose kernel or bias anything else reads.
         calls: How often each observed convolution ran.
     """
     sources: dict[nn.Module, list[nn.Module | None]] = field(default_factory=dict)
@@ -58,22 +59,28 @@ def record_dataflow(run: Callable[[], object], convs: Iterable[nn.Module], norms
     Returns:
         What was seen. Modules that did not run are in none of its dictionaries.
     """
-    flow = Dataflow()
+    convs, norms, flow = list(convs), list(norms), Dataflow()
     outputs = WeakTensorKeyDictionary()  # output of a convolution: the convolution, and the version it had then
-    inside: list[tuple[nn.Module, Tensor]] = []  # norms that run now, and their inputs
+    holders = {id(parameter): conv for conv in convs for parameter in conv.parameters()}
+    inside: list[tuple[nn.Module, Tensor | None]] = []  # norms and convolutions that run now, and the norms' inputs
+
+    def before_conv(conv, *_):
+        inside.append((conv, None))
 
     def after_conv(conv, _, output):
+        inside.pop()
         flow.calls[conv] = flow.calls.get(conv, 0) + 1
         flow.targets.setdefault(conv, set())
         outputs[output] = conv, output._version
 
-    def before_norm(norm, inputs):
-        conv, version = outputs.get(inputs[0], (None, None))
-        conv = conv if version == inputs[0]._version else None  # an operation in place came between
+    def before_norm(norm, args, kwargs):
+        x = args[0] if args else next(iter(kwargs.values()))
+        conv, version = outputs.get(x, (None, None))
+        conv = conv if version == x._version else None  # an operation in place came between
         flow.sources.setdefault(norm, []).append(conv)
         if conv is not None:
             flow.targets[conv].add(norm)
-        inside.append((norm, inputs[0]))
+        inside.append((norm, x))
 
     def after_norm(norm, *_):
         inside.pop()
@@ -81,17 +88,24 @@ def record_dataflow(run: Callable[[], object], convs: Iterable[nn.Module], norms
     def read(tensor):
         if tensor in outputs and not any(tensor is own for _, own in inside):
             flow.shared.add(outputs[tensor][0])
+        holder = holders.get(id(tensor))
+        if holder is not None and not any(module is holder for module, _ in inside):
+            flow.shared.add(holder)
 
-    hooks = [conv.register_forward_hook(after_conv) for conv in convs]
+    hooks = []
+    for conv in convs:
+        hooks += [conv.register_forward_pre_hook(before_conv), conv.register_forward_hook(after_conv)]
     for norm in norms:
-        hooks += [norm.register_forward_pre_hook(before_norm), norm.register_forward_hook(after_norm)]
+        hooks += [norm.register_forward_pre_hook(before_norm, with_kwargs=True),
+                  norm.register_forward_hook(after_norm)]
     try:
         with torch.no_grad(), _Readers(read):
             result = run()
     finally:
         for hook in hooks:
             hook.remove()
-    for leaf in tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            read(leaf)
+    if len(outputs):  # what the caller holds, in objects of whatever kind
+        gc.collect()
+    flow.shared.update(conv for conv, _ in outputs.values())
+    del result
     return flow

@@ -1,9 +1,7 @@
 """A trained network as an ordinary one: at test time Weight Standardization and the batch part of BCN are constants."""
 import copy
-from collections.abc import Iterator
 
 import torch
-from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,14 +33,14 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
     Everything else, hooks and shared modules included, is as in ``model``. The ``state_dict`` fits the same
     architecture built from plain layers (``bias=True`` where a batch part was folded into a convolution).
 
-    Which convolution feeds which norm is seen by running the copy once. Norms that do not run then are folded where the
-    structure leaves no doubt: next to their convolution in a ``nn.Sequential`` or an OpenMMLab ``ConvModule``.
+    Which convolution feeds which norm is seen by running the copy once, on one input: a network that goes other ways
+    for other inputs is not seen through. The batch part of norms that do not run, or have hooks, stays a BatchNorm.
 
     Args:
         model: Any module; it stays as it is.
         example_inputs: What the network is run on: a tensor, a tuple of positional or a dict of keyword arguments.
-            Defaults to None: random images, as :func:`convert_model` makes them up; where none fits, only the
-            structure counts.
+            Defaults to None: random images, as :func:`convert_model` makes them up; where none fits, all batch parts
+            stay BatchNorms.
 
     Returns:
         The folded copy, in evaluation mode.
@@ -88,10 +86,10 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
     first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
     dims = dict.fromkeys(norms, 4 if first is None else first.weight.dim())
 
-    def note(norm, inputs):
-        dims[norm] = inputs[0].dim()
+    def note(norm, _, output):
+        dims[norm] = output.dim()
 
-    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+    hooks = [norm.register_forward_hook(note) for norm in norms]
     try:
         flow = trial_run(model, example_inputs, list(convs), norms)
     except ValueError:  # it runs on nothing that could be made up for it
@@ -102,28 +100,8 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
         for hook in hooks:
             hook.remove()
     sources = {norm: flow.sole_source(norm) for norm in flow.sources}
-    for conv, norm in _neighbours(model):
-        if conv in convs and norm not in sources and conv not in flow.calls:
-            sources[norm] = conv
-    return sources, dims
-
-
-def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Modules of which the second always gets the first's output, and nobody else does."""
-    places = {}
-    for parent in model.modules():
-        for child in parent._modules.values():
-            places[child] = places.get(child, 0) + 1
-    for parent in model.modules():
-        if type(parent).forward is nn.Sequential.forward:
-            children = list(parent._modules.values())
-            pairs = list(zip(children, children[1:], strict=False))
-        elif (type(parent).forward is ConvModule.forward and parent.with_norm
-              and 'conv-norm' in '-'.join(parent.order)):
-            pairs = [(parent.conv, parent.norm)]
-        else:
-            continue
-        yield from (pair for pair in pairs if places[pair[0]] == places[pair[1]] == 1)
+    return {norm: conv for norm, conv in sources.items() if conv is not None and not (
+        conv._forward_hooks or norm._forward_pre_hooks or norm._forward_hooks)}, dims  # hooks see what lies between
 
 
 # What becomes of the modules, in place: so every reference to them, in whatever list or closure, holds

@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .dataflow import Dataflow, record_dataflow
 
@@ -128,7 +129,7 @@ def _calls(model: nn.Module, example_inputs, training: bool) -> Iterator[Callabl
 def _images(model: nn.Module, batch_size: int) -> Iterator[Tensor]:
     """Random images of shape (N, C, *), C as the first convolution says or 3; clips of MMAction2 are of shape
     (N, T, C, H, W) or (N, 1, C, T, H, W)."""
-    first = next((module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
     if first is None:
         return
     preprocessor = getattr(model, 'data_preprocessor', None)

@@ -36,7 +36,10 @@ def load_config(path: str, options: dict | None, work_dir: str | None, launcher:
         raise UsageError(f'config {path} does not exist')
     if launcher == 'slurm':
         os.environ.setdefault('WORLD_SIZE', os.environ.get('SLURM_NTASKS', '1'))
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise UsageError(f'config {path} is not Python: line {error.lineno}, {error.msg}') from error
     cfg.launcher = launcher
     cfg.merge_from_dict(options or {})
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))

@@ -10,6 +10,7 @@ from mmengine.dist import all_gather, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -63,12 +64,15 @@ def _sample(x: Tensor, y: Tensor) -> Tensor:
 class _Layer:
     """A norm and what was seen of it."""
     norm: nn.Module
-    channels: int
     samples: list[Tensor] = field(default_factory=list)  # of this iteration's calls
     counts: list[int] = field(default_factory=list)
     affine: tuple[Tensor, Tensor] | None = None  # scale and shift as the samples saw them, shape (C,) each
     running: Tensor | None = None  # mean and variance before the norm, shape (2, C)
     maxima: deque = field(default_factory=deque)
+
+    @property
+    def channels(self) -> int:
+        return self.norm.num_channels if isinstance(self.norm, nn.GroupNorm) else self.norm.num_features
 
     @property
     def num_groups(self) -> int:
@@ -79,8 +83,9 @@ class _Layer:
         self.samples.append(_sample(x, y))
         self.counts.append(y.numel() // y.shape[1])
         if getattr(self.norm, 'weight', None) is not None:  # BCN has one per group; the optimizer changes them in place
+            shift = torch.zeros_like(self.norm.weight) if self.norm.bias is None else self.norm.bias
             self.affine = tuple(p.detach().float().repeat_interleave(self.channels // len(p))
-                                for p in (self.norm.weight, self.norm.bias))
+                                for p in (self.norm.weight, shift))
 
     def take(self) -> Tensor:
         """This iteration's calls as one sample behind their count, flat; count 0 where there were none."""
@@ -125,7 +130,8 @@ class NormStatisticsHook(Hook):
     - ``eliminated``: share of channels whose maximum after the norm was below 0 in the last ``window`` samples;
     - ``under_represented``: share of channels that are active less often than ``fraction`` times the layer's median, or
       whose scale after the norm is less than ``fraction`` times its median;
-    - ``distance_mean``, ``distance_scale``: the distance to batch normalisation of Section 6.1.3.
+    - ``distance_mean``, ``distance_scale``: the distance to batch normalisation of Section 6.1.3, before the norm's
+      last affine map (BCN's batch part has one of its own, which counts).
 
     Samples of all ranks are merged, in one collective. No gradient changes, nothing enters checkpoints, and the
     recomputation of activation checkpointing is not counted.
@@ -160,8 +166,10 @@ class NormStatisticsHook(Hook):
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._layers = {name: _Layer(module, _channels(module)) for name, module in model.named_modules()
+        self._layers = {name: _Layer(module) for name, module in model.named_modules()
                         if isinstance(module, (nn.GroupNorm, _BatchNorm, _InstanceNorm))}
+        if not self._layers:
+            runner.logger.warning('NormStatisticsHook: the network has no BatchNorm, InstanceNorm, GroupNorm or BCN')
         if self.histograms is not None and self.histograms not in self._layers:
             raise ValueError(f'histograms={self.histograms!r} names no norm; there are {", ".join(self._layers)}')
         self._convs = {name: module for name, module in model.named_modules() if self.gradients
@@ -169,11 +177,15 @@ class NormStatisticsHook(Hook):
                        and not isinstance(module.padding, str) and module.center and module.scale}
         self._shares: dict[str, Tensor] = {}
         self._histogram = None
+        file = Path(runner.work_dir, FILE)
+        if is_main_process() and file.exists():  # of a run before, as far as this one goes on from it
+            kept = [line for line in file.read_text().splitlines(keepends=True) if _iteration(line) <= runner.iter]
+            file.write_text(''.join(kept))
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
             return
-        self._handles = [layer.norm.register_forward_hook(self._watch_norm(name, layer))
+        self._handles = [layer.norm.register_forward_hook(self._watch_norm(name, layer), with_kwargs=True)
                          for name, layer in self._layers.items()]
         self._handles += [conv.register_forward_hook(self._watch_gradient(name)) for name, conv in self._convs.items()]
 
@@ -185,13 +197,19 @@ class NormStatisticsHook(Hook):
         runner.visualizer.add_scalars({f'norm/{name}': value for name, value in self._summary(report).items()},
                                       step=runner.iter + 1)
         if is_main_process():
-            line = dict(iter=runner.iter + 1, epoch=runner.epoch + 1, layers=report, histogram=self._histogram)
+            line = dict(iter=runner.iter + 1, epoch=self._epoch(runner), layers=report, histogram=self._histogram)
             with Path(runner.work_dir, FILE).open('a') as file:
                 file.write(json.dumps({key: value for key, value in line.items() if value is not None}) + '\n')
         self._histogram = None
 
     def after_train(self, runner) -> None:
         self._remove_handles()
+
+    @staticmethod
+    def _epoch(runner) -> float | None:
+        """Epochs behind us, with fractions; None in runs that count iterations alone."""
+        loop = runner.train_loop
+        return (runner.iter + 1) / len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
 
     def _remove_handles(self) -> None:
         for handle in self._handles:
@@ -200,13 +218,14 @@ class NormStatisticsHook(Hook):
 
     def _watch_norm(self, name: str, layer: _Layer):
 
-        def watch(norm, inputs, output):
-            if recomputing():
+        def watch(norm, args, kwargs, output):
+            if recomputing() or output.dim() < 2 or output.shape[1] != layer.channels:  # an image without a batch
                 return
+            x = args[0] if args else next(iter(kwargs.values()))
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                layer.see(inputs[0], output)
+                layer.see(x, output)
                 if name == self.histograms and self._histogram is None:
-                    self._histogram = _histograms(inputs[0], output, layer)
+                    self._histogram = _histograms(x, output, layer)
 
         return watch
 
@@ -266,8 +285,11 @@ class NormStatisticsHook(Hook):
         return {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
 
 
-def _channels(norm: nn.Module) -> int:
-    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+def _iteration(line: str) -> float:
+    try:
+        return json.loads(line)['iter']
+    except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+        return math.inf
 
 
 def _finite(values: Tensor) -> list[float | None]:
@@ -277,7 +299,7 @@ def _finite(values: Tensor) -> list[float | None]:
 
 def _histograms(x: Tensor, y: Tensor, layer: _Layer, bins: int = 40) -> dict:
     """Counts of the two channels of the first group whose means differ most, before and after the norm."""
-    group = x.detach().float().flatten(2).transpose(0, 1).flatten(1)[:max(2, layer.channels // layer.num_groups)]
+    group = x.detach().float().transpose(0, 1).flatten(1)[:max(2, layer.channels // layer.num_groups)]
     means = group.mean(1)
     channels = [int(means.argmin()), int(means.argmax())]
     result = dict(channels=channels)
