@@ -22,7 +22,7 @@ from wsbcn_mmseg.engine.checkpoint import read_checkpoint, read_weights
 from wsbcn_mmseg.engine.launch import UsageError, check_checkpoint, load_config, num_classes
 
 MODES = ('whole', 'slide')
-FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')  # of pixels; no other is opened
+FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')  # of pixels; no other is opened
 SUFFIXES = {'.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.mpo', '.pbm', '.pgm', '.png', '.pnm',
             '.ppm', '.tif', '.tiff', '.webp'}  # what is taken from folders
 KINDS = ('labels', 'masks', 'overlays')  # of the files, each in a folder of that name
