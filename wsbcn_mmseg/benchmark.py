@@ -481,7 +481,7 @@ def _deployment_rows(depth: int, batch: int, options: Options) -> list[Row]:
     if options.device == 'cpu' and importlib.util.find_spec('onnxruntime') and importlib.util.find_spec('onnxscript'):
         networks['BCN+WS', 'ONNX Runtime'] = _in_onnx_runtime(folded)
 
-    rounds = options.repeats or (3 if options.quick else 15 if options.device == 'cpu' else 50)
+    rounds = options.repeats or (3 if options.quick else 41 if options.device == 'cpu' else 50)
     times = interleaved([_inference_run(network, images) for network in networks.values()], options.device, rounds,
                         progress=partial(track, description=f'DeepLabV3-R{depth}, batch {batch}'))
     base, original_times, *_ = times
