@@ -7,7 +7,6 @@ disturbs all alike; a ratio is the median over the rounds of the ratios within a
 A benchmark is a function of :class:`Options` that returns tidy rows (one measured thing each), the columns that its
 table shows, and a function that draws the rows. To add one, write these and enter them in :data:`BENCHMARKS`.
 """
-import csv
 import datetime
 import gc
 import importlib.util
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -41,10 +41,11 @@ from torch import Tensor, nn
 
 import wsbcn_mmseg
 from wsbcn_mmseg.conversion import fold
+from wsbcn_mmseg.engine import NormStatisticsHook
 from wsbcn_mmseg.export import Logits, onnx_runner
 from wsbcn_mmseg.export import write as write_exported
 from wsbcn_mmseg.layers import BCN
-from wsbcn_mmseg.visualization import COLOURS
+from wsbcn_mmseg.visualization import COLOURS, write_csv
 
 WARM_UP = 3  # rounds before those that count
 UPDATE_RATE = 0.007
@@ -453,6 +454,53 @@ def _draw_bars(rows: list[Row], panels: dict[str, str]) -> Figure:
     return figure
 
 
+# Watching
+
+def _watched(run: Run, model: nn.Module, gradients: bool) -> Run:
+    """A training step at which :class:`~wsbcn_mmseg.engine.NormStatisticsHook` samples."""
+    hook = NormStatisticsHook(interval=1, gradients=gradients)
+    runner = SimpleNamespace(model=model, iter=0, work_dir=tempfile.gettempdir(), train_loop=None,
+                             visualizer=SimpleNamespace(add_scalars=lambda *_, **__: None))
+    hook.before_train(runner)
+
+    def watched(mark) -> None:
+        with tempfile.TemporaryDirectory() as runner.work_dir:
+            mark()
+            hook.before_train_iter(runner, 0)
+            run(lambda: None)
+            hook.after_train_iter(runner, 0)
+            mark()
+
+    return watched
+
+
+def watching(options: Options) -> list[Row]:
+    """Training steps of DeepLabV3-R50 with BCN and WS: plain, and those at which the norms are watched."""
+    batch, crop = options.batches[0], options.crop
+    images = torch.randn(batch, 3, crop, crop, device=options.device)
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(21, (1, crop, crop), device=options.device)))
+               for _ in range(batch)]
+    model = build_network(Network('', '', 'bcn_ws_micro'), 50, options)
+    _, run = _training_step(model, 'auto', images, samples, options.amp)
+    runs = {'plain': run, 'sampled': _watched(run, model, False), 'sampled, gradients': _watched(run, model, True)}
+    rounds = options.repeats or (2 if options.quick else 9 if options.device == 'cpu' else 20)
+    times = interleaved(list(runs.values()), options.device, rounds, warm_up=1,
+                        progress=partial(track, description='DeepLabV3-R50, watched'))
+    return [{'network': 'DeepLabV3-R50', 'layer': 'BCN+WS', 'implementation': name, 'shape': f'{batch}x3x{crop}x{crop}',
+             'pass': 'training step', 'ms': float(np.median(measured)), 'vs_plain': _ratio(measured, times[0]),
+             'percent_at_interval_50': 2 * (_ratio(measured, times[0]) - 1)}
+            for name, measured in zip(runs, times, strict=True)]
+
+
+WATCHING_COLUMNS = {'network': '', 'shape': '', 'implementation': '', 'ms': '.1f', 'vs_plain': '.2f',
+                    'percent_at_interval_50': '.2f'}
+
+
+def draw_watching(rows: list[Row]) -> Figure:
+    """Bars of time beside the line of the plain step."""
+    return _draw_bars(rows, {'vs_plain': 'time of a step / plain'})
+
+
 # Deployment
 
 def _inference_run(network: Callable[[Tensor], Tensor], images: Tensor) -> Run:
@@ -519,6 +567,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {'layers': Benchmark(layers, LAYER_COLUMNS, draw_layers),
               'networks': Benchmark(networks, NETWORK_COLUMNS, draw_networks),
+              'watching': Benchmark(watching, WATCHING_COLUMNS, draw_watching),
               'deployment': Benchmark(deployment, DEPLOYMENT_COLUMNS, draw_deployment)}
 
 
@@ -573,11 +622,7 @@ def write(benchmark: str, rows: list[Row], options: Options, folder: Path) -> tu
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'{stem(benchmark, options)}.csv'
     rows = [row | {'dtype': _dtype(benchmark, options)} | machine(options) for row in rows]
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f'{value:.5g}' if isinstance(value, float) else value for key, value in row.items()})
+    write_csv(rows, path)
     figure = BENCHMARKS[benchmark].draw(rows)
     note = f'{rows[0]["machine"]}; torch {torch.__version__}; {path.stem}'
     figure.supxlabel(note, fontsize='small', x=0.99, ha='right')

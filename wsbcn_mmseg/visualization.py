@@ -1,4 +1,5 @@
-"""Pictures of a finished run: training curves, and predictions beside the truth."""
+"""Pictures of a finished run: training curves, and predictions beside the truth; and tables."""
+import csv
 import json
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json of a training run')
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def write_csv(rows: list[dict], out: str | Path) -> Path:
+    """Write rows of equal keys, numbers with five digits; returns ``out``."""
+    with Path(out).open('w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows({key: f'{value:.5g}' if isinstance(value, float) else value for key, value in row.items()}
+                         for row in rows)
+    return Path(out)
 
 
 def plot_curves(work_dir: str | Path, out: str | Path) -> None:

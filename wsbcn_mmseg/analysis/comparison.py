@@ -1,5 +1,4 @@
 """Several small trainings side by side: every method, several seeds, one table and one plot."""
-import csv
 import itertools
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from rich.progress import Progress
 
-from wsbcn_mmseg.visualization import COLOURS, read_scalars
+from wsbcn_mmseg.visualization import COLOURS, read_scalars, write_csv
 
 
 @dataclass(frozen=True)
@@ -130,15 +129,6 @@ def summarise(rows: list[dict]) -> list[dict]:
     return [dict(method=method, batch=batch, seeds=len(scores), mean=statistics.mean(scores) if scores else None,
                  std_error=statistics.stdev(scores) / len(scores)**.5 if len(scores) > 1 else None)
             for (method, batch), scores in groups.items()]
-
-
-def write_csv(rows: list[dict], out: Path) -> None:
-    """Write rows of equal keys, numbers with two decimals."""
-    with out.open('w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows({key: f'{value:.2f}' if isinstance(value, float) else value for key, value in row.items()}
-                         for row in rows)
 
 
 def markdown_table(summary: list[dict], order: list[str]) -> str:

@@ -1,5 +1,4 @@
 """Figures 4, 5 and 6 of the paper as experiments of minutes, on scikit-learn's digits (Figure 5: CIFAR-10 if there)."""
-import csv
 import os
 from pathlib import Path
 
@@ -12,15 +11,10 @@ from mmengine.runner import Runner
 from rich.progress import track
 from torch import Tensor, nn
 
-from wsbcn_mmseg.analysis.figures import (
-    draw_gradient_shares,
-    plot_stat_diff,
-    read_norm_statistics,
-    save,
-)
+from wsbcn_mmseg.analysis.figures import draw_gradient_shares, plot_stat_diff, read_norm_statistics, save
 from wsbcn_mmseg.datasets import Digits
 from wsbcn_mmseg.engine.norm_statistics_hook import FILE
-from wsbcn_mmseg.visualization import COLOURS, MARKERS, read_scalars
+from wsbcn_mmseg.visualization import COLOURS, MARKERS, read_scalars, write_csv
 
 GN, LN = dict(type='GNByWidth', min_channels_per_group=4), dict(type='GN', num_groups=1)
 BCN = dict(type='BCN', mode='large_batch', min_channels_per_group=4)
@@ -46,8 +40,7 @@ def watched_training(config: Path, norm_cfg: dict, conv_cfg: dict | None, work_d
         'default_hooks.logger.interval': 10})
     cfg.model.backbone.norm_cfg, cfg.model.backbone.conv_cfg = norm_cfg, conv_cfg
     runner = Runner.from_cfg(cfg)
-    per_epoch = len(runner.train_dataloader if not isinstance(runner.train_dataloader, dict) else
-                    Runner.build_dataloader(runner.train_dataloader))
+    per_epoch = len(runner.train_loop.dataloader)
     runner.register_hook(dict(type='NormStatisticsHook', interval=per_epoch, gradients=conv_cfg == WS))
     runner.train()
     finished.write_text(f'{epochs} {depth}')
@@ -64,7 +57,7 @@ def figure_6(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list
     rows = [dict(method=name, epoch=line['epoch'], **{key: _mean(line, key) for key in (
         'stat_diff', 'eliminated', 'under_represented', 'distance_mean', 'distance_scale')})
         for name, lines in runs.items() for line in lines]
-    return [*save(plot_stat_diff(runs), out / 'figure_6'), _write_csv(rows, out / 'figure_6.csv')]
+    return [*save(plot_stat_diff(runs), out / 'figure_6'), write_csv(rows, out / 'figure_6.csv')]
 
 
 def figure_4(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list[Path]:
@@ -91,8 +84,8 @@ def figure_4(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list
         axes.set(xlabel='Epoch', ylabel=label, yscale='log')
         axes.grid(alpha=.3, which='both')
     loss_axes.legend()
-    return [*save(figure, out / 'figure_4'), _write_csv(rows, out / 'figure_4_training.csv'),
-            _write_csv(shares, out / 'figure_4_shares.csv')]
+    return [*save(figure, out / 'figure_4'), write_csv(rows, out / 'figure_4_training.csv'),
+            write_csv(shares, out / 'figure_4_shares.csv')]
 
 
 class FixedStatisticsNorm(nn.Module):
@@ -195,7 +188,7 @@ def figure_5(out: Path, sigmas: tuple[float, ...] = (0, 1, 2, 3, 4), epochs: int
     figure.colorbar(points, label='Accuracy (%)')
     if failed:
         axes.legend(loc='upper right')
-    return [*save(figure, out / 'figure_5'), _write_csv(rows, out / 'figure_5.csv')]
+    return [*save(figure, out / 'figure_5'), write_csv(rows, out / 'figure_5.csv')]
 
 
 def _file_name(method: str) -> str:
@@ -205,12 +198,3 @@ def _file_name(method: str) -> str:
 def _mean(line: dict, key: str) -> float | None:
     values = [layer[key] for layer in line['layers'].values() if layer.get(key) is not None]
     return sum(values) / len(values) if values else None
-
-
-def _write_csv(rows: list[dict], out: Path) -> Path:
-    with out.open('w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows({key: f'{value:.5g}' if isinstance(value, float) else value for key, value in row.items()}
-                         for row in rows)
-    return out

@@ -66,7 +66,7 @@ class _Layer:
     norm: nn.Module
     samples: list[Tensor] = field(default_factory=list)  # of this iteration's calls
     counts: list[int] = field(default_factory=list)
-    affine: tuple[Tensor, Tensor] | None = None  # scale and shift as the samples saw them, shape (C,) each
+    affine: Tensor | None = None  # scale and shift as the samples saw them, shape (2, C)
     running: Tensor | None = None  # mean and variance before the norm, shape (2, C)
     maxima: deque = field(default_factory=deque)
 
@@ -82,26 +82,27 @@ class _Layer:
     def see(self, x: Tensor, y: Tensor) -> None:
         self.samples.append(_sample(x, y))
         self.counts.append(y.numel() // y.shape[1])
-        if getattr(self.norm, 'weight', None) is not None:  # BCN has one per group; the optimizer changes them in place
-            shift = torch.zeros_like(self.norm.weight) if self.norm.bias is None else self.norm.bias
-            self.affine = tuple(p.detach().float().repeat_interleave(self.channels // len(p))
-                                for p in (self.norm.weight, shift))
+        scale, shift = (getattr(self.norm, name, None) for name in ('weight', 'bias'))
+        scale = y.new_ones(self.channels) if scale is None else scale.detach()
+        shift = torch.zeros_like(scale) if shift is None else shift.detach()
+        self.affine = torch.stack([p.float().repeat_interleave(self.channels // len(p)) for p in (scale, shift)])
 
     def take(self) -> Tensor:
-        """This iteration's calls as one sample behind their count, flat; count 0 where there were none."""
+        """This iteration's calls as one sample, flat: count, rows, scale and shift; count 0 where there were none."""
         if not self.samples:
-            return next(self.norm.parameters(), torch.zeros(1)).new_zeros(1 + len(ROWS) * self.channels).float()
+            return torch.zeros(1 + (len(ROWS) + 2) * self.channels)
         counts = torch.tensor(self.counts, dtype=torch.float32, device=self.samples[0].device)
-        flat = torch.cat([counts.sum()[None], merge(torch.stack(self.samples), counts).flatten()])
+        sample = merge(torch.stack(self.samples), counts)
         self.samples, self.counts = [], []
-        return flat.float()
+        return torch.cat([counts.sum()[None], sample.flatten(), self.affine.flatten()]).float()
 
     def update(self, flat: Tensor, momentum: float, window: int) -> Tensor | None:
-        """Take in the samples of all ranks, shape (ranks, 1 + 6 C); returns the merged one."""
+        """Take in the samples of all ranks, shape (ranks, 1 + 8 C); returns the merged one."""
         flat = flat[flat[:, 0] > 0]
         if not len(flat):
             return None
-        sample = merge(flat[:, 1:].view(len(flat), len(ROWS), self.channels), flat[:, 0])
+        rows = flat[:, 1:].view(len(flat), len(ROWS) + 2, self.channels)
+        sample, self.affine = merge(rows[:, :-2], flat[:, 0]), rows[0, -2:]
         self.running = sample[:2] if self.running is None else self.running.lerp(sample[:2], momentum)
         self.maxima.append(sample[4])
         while len(self.maxima) > window:
@@ -111,8 +112,6 @@ class _Layer:
     def before_affine(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the normalised channels before the scale and shift, where the scale is not 0."""
         mean, var = sample[2], sample[3]
-        if self.affine is None:
-            return mean, var
         scale, shift = self.affine
         kept = scale != 0
         return (mean - shift)[kept] / scale[kept], var[kept] / scale[kept].square()
@@ -255,7 +254,8 @@ class NormStatisticsHook(Hook):
         flats = [layer.take().to(device) for layer in self._layers.values()]
         flats += [self._shares.get(name, missing).to(device) for name in self._convs]
         self._shares = {}
-        gathered = torch.stack(all_gather(torch.cat(flats))).split([len(flat) for flat in flats], dim=1)
+        gathered = torch.stack(all_gather(torch.cat(flats))).cpu()  # the one wait for the device
+        gathered = gathered.split([len(flat) for flat in flats], dim=1)
         report = {}
         for (name, layer), flat in zip(self._layers.items(), gathered, strict=False):
             sample = layer.update(flat, self.momentum, self.window)

@@ -25,7 +25,7 @@ class _WeightNormalized(_WeightStandardized):
 
     def direction(self, weight: Tensor) -> Tensor:
         """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
-        raise NotImplementedError
+        return weight
 
     def standardized_weight(self) -> Tensor:
         """The kernel that convolves, shape of ``weight``."""
@@ -48,9 +48,6 @@ class ConvWN(_WeightNormalized, nn.Conv2d):
 
     Arguments, input and output shapes of :class:`torch.nn.Conv2d`. ``weight`` is W, ``gain`` of shape (O,) is g.
     """
-
-    def direction(self, weight: Tensor) -> Tensor:
-        return weight
 
 
 @MODELS.register_module()
