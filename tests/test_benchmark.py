@@ -66,6 +66,16 @@ def test_networks(root, tmp_path, monkeypatch):
     assert Image.open(plot).format == 'PNG'
 
 
+def test_watching(root, tmp_path):
+    options = Options(repeats=1, crop=33, batches=[2], configs=root / 'configs')
+    rows = benchmark.watching(options)
+    assert [row['implementation'] for row in rows] == ['plain', 'sampled', 'sampled, gradients']
+    assert rows[0]['vs_plain'] == 1 and rows[0]['percent_at_interval_50'] == 0
+    assert all(row['percent_at_interval_50'] == pytest.approx(2 * (row['vs_plain'] - 1)) for row in rows)
+    path, plot = benchmark.write('watching', rows, options, tmp_path)
+    assert path.name == 'watching_cpu_float32.csv' and Image.open(plot).format == 'PNG'
+
+
 def test_deployment(root, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, '_in_onnx_runtime', lambda network: network)  # test_deployment.py has the real one
     options = Options(repeats=2, crop=33, depths=[50], batches=[1], configs=root / 'configs')
