@@ -49,7 +49,7 @@ def _channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x if dense_format(x) else x.contiguous()
     moments = plane_moments(x)
     mean = moments.mean.mean(0)
-    return mean, (moments.var + (moments.mean - mean).square()).mean(0)
+    return mean, (moments.rstd.pow(-2) + (moments.mean - mean).square()).mean(0)
 
 
 def _sample(x: Tensor, y: Tensor) -> Tensor:

@@ -84,11 +84,10 @@ def batch_channel_norm(x: Tensor,
         x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups, move,
         batch_statistics, rate, eps, sync and batch_statistics)
     if move:
-        with torch.no_grad():
-            running_mean.copy_(mean)
-            running_var.copy_(var)
-            if skipped_updates is not None and finite is not None:
-                skipped_updates += ~finite.all()
+        running_mean.copy_(mean)
+        running_var.copy_(var)
+        if skipped_updates is not None and finite is not None:
+            skipped_updates += ~finite.all()
     return y
 
 

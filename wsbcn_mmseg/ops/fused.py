@@ -9,10 +9,10 @@ Shapes below: (B, C) per plane, the same as (B, G, C/G) by groups, (B, G, 1) per
 """
 import torch
 import torch.distributed as dist
-from torch import Tensor, addcmul
+from torch import Tensor
 
 from .estimates import merge_over_ranks, move_estimates
-from .planes import dense_format, plane_affine2, plane_affine_of, plane_dots, plane_moments
+from .planes import as_dense, dense_format, plane_affine2, plane_affine_of_normalised, plane_dots, plane_moments
 
 
 class _BatchChannelNorm(torch.autograd.Function):
@@ -20,24 +20,21 @@ class _BatchChannelNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
                 num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool):
-        ctx.batch_statistics, ctx.sync = batch_statistics, sync
-        ctx.input_dtype, ctx.dtype = x.dtype, torch.promote_types(x.dtype, torch.float32)
-        ctx.format = dense_format(x) or torch.contiguous_format
-        dense = x.to(ctx.dtype).contiguous(memory_format=ctx.format)
-        gamma_b, beta_b, gamma_c, beta_c = (p.to(ctx.dtype)
-                                            for p in (batch_weight, batch_bias, channel_weight, channel_bias))
+        ctx.batch_statistics, ctx.sync, ctx.format = batch_statistics, sync, dense_format(x) or torch.contiguous_format
+        ctx.dtype = torch.promote_types(torch.promote_types(x.dtype, torch.float32), batch_weight.dtype)
+        dense = as_dense(x, ctx.dtype, ctx.format)
         moments = plane_moments(dense)
-        plane_mean, plane_var = moments.mean, moments.var
+        plane_mean, plane_std = moments.mean, moments.rstd.reciprocal()
         by_groups = (len(x), num_groups, -1)
 
         # The mean and variance of Eq. 40
         finite = None
         ctx.count = x.numel() // x.shape[1]
         if batch_statistics or move:
-            batch_mean = plane_mean.mean(0)
-            mean = batch_mean if batch_statistics else running_mean.to(ctx.dtype)  # Algorithm 1: before the update
+            batch_mean = plane_mean.sum(0) * (1 / len(x))
+            mean = batch_mean if batch_statistics else running_mean  # Algorithm 1: before the update
             deviation = plane_mean - mean
-            batch_var = addcmul(plane_var, deviation, deviation).mean(0)
+            batch_var = (plane_std * plane_std + deviation * deviation).sum(0) * (1 / len(x))
         if batch_statistics:
             if sync:
                 batch_mean, batch_var, ctx.count = merge_over_ranks(batch_mean, batch_var, ctx.count)
@@ -46,24 +43,28 @@ class _BatchChannelNorm(torch.autograd.Function):
         if move:
             running_mean, running_var, finite = move_estimates(running_mean, running_var, batch_mean, batch_var, rate)
         if not batch_statistics:
-            mean, var = running_mean.to(ctx.dtype), running_var.to(ctx.dtype)
+            mean, var = running_mean, running_var
 
-        # Eq. 40 is an affine map per channel, Eq. 42 one per group of an image: together, one per plane
+        # Of the plane's normalised values, Eq. 40 is offset + spread * normalised, and so is Eq. 42 of that
         inverse_sigma = torch.rsqrt(var + eps)
-        scale = gamma_b * inverse_sigma
+        scale = batch_weight * inverse_sigma
         deviation = plane_mean - mean
-        plane = addcmul(beta_b, scale, deviation).view(by_groups)  # mean of Eq. 40's output over each plane
-        offset = plane - plane.mean(2, keepdim=True)
-        within = (scale.square() * plane_var).view(by_groups)
-        rstd = torch.rsqrt(addcmul(within, offset, offset).mean(2, keepdim=True) + eps)
-        gain = gamma_c[:, None] * rstd
-        y = plane_affine_of(moments, dense, (gain * scale.view(num_groups, -1)).view_as(plane_mean),
-                            addcmul(beta_c[:, None], gain, offset).view_as(plane_mean))
+        offset = (scale * deviation + batch_bias).view(by_groups)
+        spread = (scale * plane_std).view(by_groups)
+        of_group = 1 / offset.shape[2]
+        offset = offset - offset.sum(2, keepdim=True) * of_group
+        rstd = torch.rsqrt((offset * offset + spread * spread).sum(2, keepdim=True) * of_group + eps)
+        offset, spread = rstd * offset, rstd * spread
+        gamma, beta = channel_weight[:, None], channel_bias[:, None]
+        y = plane_affine_of_normalised(moments, dense, (gamma * spread).view_as(plane_mean),
+                                       (gamma * offset + beta).view_as(plane_mean))
 
-        ctx.save_for_backward(x, plane_mean, plane_var, deviation, inverse_sigma, scale, offset, rstd, gain)
+        ctx.save_for_backward(x, plane_mean, moments.rstd, plane_std, deviation, inverse_sigma, scale, offset, spread,
+                              gamma * rstd)
         if not move:
             running_mean, running_var = running_mean.clone(), running_var.clone()  # outputs may not be inputs
         ctx.mark_non_differentiable(*[t for t in (running_mean, running_var, finite) if t is not None])
+        ctx.set_materialize_grads(False)
         return y.to(x.dtype), running_mean, running_var, finite
 
     @staticmethod
@@ -71,30 +72,32 @@ class _BatchChannelNorm(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError('the fused batch_channel_norm has no second derivative; '
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
-        x, plane_mean, plane_var, deviation, inverse_sigma, scale, offset, rstd, gain = ctx.saved_tensors
-        x, dy = (t.to(ctx.dtype).contiguous(memory_format=ctx.format) for t in (x, dy))
-        pixels, planes = x[0, 0].numel(), plane_mean.shape
-        grouped_scale = scale.view(offset.shape[1:])
+        if dy is None:  # nobody has used the output
+            return (None, ) * 13
+        x, plane_mean, plane_rstd, plane_std, deviation, inverse_sigma, scale, offset, spread, gain = ctx.saved_tensors
+        input_dtype = x.dtype
+        x, dy = as_dense(x, ctx.dtype, ctx.format), as_dense(dy, ctx.dtype, ctx.format)
+        planes, by_groups = plane_mean.shape, offset.shape
+        of_pixels, of_group = planes.numel() / x.numel(), 1 / by_groups[2]
 
-        # Of each plane: sum of dy, and of dy (x - m). Of each group: the same of dy times the normalised value
-        sum_dy, dot_dy = (sums.view(offset.shape) for sums in plane_dots(dy, x, plane_mean))
+        # Of each plane: sums of dy, and of dy times the normalised value. Of each group: the same
+        sum_dy, dot_dy = (sums.view(by_groups) for sums in plane_dots(dy, x, plane_mean, plane_rstd))
         group_sum = sum_dy.sum(2, keepdim=True)
-        group_dot = rstd * addcmul(grouped_scale * dot_dy, offset, sum_dy).sum(2, keepdim=True)
+        group_dot = (offset * sum_dy + spread * dot_dy).sum(2, keepdim=True)
 
-        # Through Eq. 42: dz = gain dy + slope z + constant, where z is Eq. 40's output from its mean over the plane
-        factor = gain * (-1 / (pixels * offset.shape[2]))
-        slope = factor * rstd * group_dot
-        constant = addcmul(factor * group_sum, slope, offset)
-        slope = slope * grouped_scale  # per unit of x
-        sum_dz = addcmul(pixels * constant, gain, sum_dy).view(planes)
-        dot_dz = addcmul(gain * dot_dy, slope, plane_var.view(offset.shape), value=pixels).view(planes)
+        # Through Eq. 42: dz = gain (dy - constant - slope * normalised), here summed over the pixels of each plane
+        constant = (offset * group_dot + group_sum) * of_group
+        slope = spread * group_dot * of_group
+        sum_dz = (gain * (sum_dy - constant)).view(planes)
+        dot_dz = (gain * (dot_dy - slope)).view(planes)
 
         # Through Eq. 40: z = gamma_b (x - mean) / sigma + beta_b
         d_batch_bias = sum_dz.sum(0)
-        d_batch_weight = inverse_sigma * addcmul(dot_dz, deviation, sum_dz).sum(0)
-        scale_dy = (gain * grouped_scale).view(planes)
-        scale_x = (slope * grouped_scale).view(planes)
-        shift = (constant * grouped_scale).view(planes)
+        d_batch_weight = inverse_sigma * (deviation * sum_dz + plane_std * dot_dz).sum(0)
+        scale_dy = (gain * scale.view(by_groups[1:])).view(planes)
+        of_mean = scale_dy * -of_pixels
+        scale_x = of_mean * slope.view(planes) * plane_rstd
+        shift = of_mean * constant.view(planes)
         if ctx.batch_statistics:  # Eq. 43: mean and sigma are functions of x too
             totals = torch.cat([d_batch_bias, d_batch_weight])
             if ctx.sync:
@@ -102,9 +105,9 @@ class _BatchChannelNorm(torch.autograd.Function):
             bias_mean, weight_mean = (totals / ctx.count).chunk(2)
             through_sigma = scale * inverse_sigma * weight_mean
             scale_x = scale_x - through_sigma
-            shift = shift - addcmul(scale * bias_mean, through_sigma, deviation)
-        dx = plane_affine2(dy, x, scale_dy, scale_x, addcmul(shift, scale_x, plane_mean, value=-1))
-        return (dx.to(ctx.input_dtype), d_batch_weight, d_batch_bias, group_dot.sum((0, 2)), group_sum.sum((0, 2)),
+            shift = shift - (scale * bias_mean + through_sigma * deviation)
+        dx = plane_affine2(dy, x, scale_dy, scale_x, shift - scale_x * plane_mean)
+        return (dx.to(input_dtype), d_batch_weight, d_batch_bias, group_dot.sum((0, 2)), group_sum.sum((0, 2)),
                 *[None] * 8)
 
 

@@ -22,8 +22,13 @@ def dense_format(x: Tensor) -> torch.memory_format | None:
     return next((f for f in [torch.contiguous_format, *candidates] if x.is_contiguous(memory_format=f)), None)
 
 
+def as_dense(x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """``x`` itself where it is so already."""
+    return (x if x.dtype == dtype else x.to(dtype)).contiguous(memory_format=memory_format)
+
+
 def _has_fused_norms(x: Tensor) -> bool:
-    return x.device.type in ('cpu', 'cuda') and not torch.compiler.is_compiling()
+    return (x.is_cpu or x.is_cuda) and not torch.compiler.is_compiling()
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -42,42 +47,41 @@ def _per_plane(values: Tensor, x: Tensor) -> Tensor:
 
 def _affine_into(out: Tensor, x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> None:
     """An evaluation-mode batch normalisation is a fused affine map per channel."""
-    aten.native_batch_norm.out(x, scale, shift, centre, torch.ones_like(centre), False, 0.0, 0.0, out=out,
-                               save_mean=centre.new_empty(0), save_invstd=centre.new_empty(0))
+    unused = scale.new_empty(0)
+    torch.native_batch_norm(x, scale, shift, centre, torch.ones_like(scale), False, 0.0, 0.0, out=(out, unused, unused))
 
 
 class PlaneMoments(NamedTuple):
-    """Mean and biased variance of every plane, each (B, C); and what the operator that took them has written besides.
+    """Mean and reciprocal deviation of every plane, each (B, C); and what the operator that took them wrote besides.
 
     ``normalised`` is rstd * (x - mean) in memory of its own, or None. It was just written and is still in cache, and
     fresh memory costs as much as a pass: so the map starts from it and ends in it.
     """
     mean: Tensor
-    var: Tensor
-    rstd: Tensor | None = None
+    rstd: Tensor
     normalised: Tensor | None = None
 
 
 def plane_moments(x: Tensor) -> PlaneMoments:
     """Two-pass or Welford: nothing cancels."""
     batch, channels = x.shape[:2]
-    if not _has_fused_norms(x):
+    if _has_fused_norms(x) and x.is_contiguous():
+        pixels = x.numel() // (batch * channels)
+        normalised, mean, rstd = torch.native_group_norm(x, None, None, batch, channels, pixels, channels, TINY)
+        return PlaneMoments(mean, rstd, normalised)
+    if _has_fused_norms(x):
+        images = [aten.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)]
+        mean, var = (torch.stack(values) for values in zip(*images, strict=True))
+    else:
         var, mean = torch.var_mean(_pixels(x), 2, correction=0)
-        return PlaneMoments(mean, var)
-    if x.is_contiguous():
-        normalised, mean, rstd = aten.native_group_norm(x, None, None, batch, channels, x[0, 0].numel(), channels, TINY)
-        return PlaneMoments(mean, rstd.pow(-2), rstd, normalised)
-    images = [aten.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)]
-    mean, var = (torch.stack(values) for values in zip(*images, strict=True))
-    return PlaneMoments(mean, var)
+    return PlaneMoments(mean, torch.rsqrt(var + TINY))
 
 
-def plane_affine_of(moments: PlaneMoments, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * (x - mean) + shift, with one number of each per plane. Uses ``moments`` up."""
+def plane_affine_of_normalised(moments: PlaneMoments, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale * rstd * (x - mean) + shift, with one number of each per plane. Uses ``moments`` up."""
     if moments.normalised is None:
-        return plane_affine(x, moments.mean, scale, shift)
-    return plane_affine(moments.normalised, torch.zeros_like(shift), scale / moments.rstd, shift,
-                        out=moments.normalised)
+        return plane_affine(x, moments.mean, scale * moments.rstd, shift)
+    return plane_affine(moments.normalised, torch.zeros_like(shift), scale, shift, out=moments.normalised)
 
 
 def plane_affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
@@ -86,29 +90,28 @@ def plane_affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, out: T
         return (x - _per_plane(centre, x)) * _per_plane(scale, x) + _per_plane(shift, x)
     out = torch.empty_like(x) if out is None else out
     if x.is_contiguous():
-        _affine_into(_flat(out), _flat(x), centre.flatten(), scale.flatten(), shift.flatten())
+        _affine_into(_flat(out), _flat(x), centre.view(-1), scale.view(-1), shift.view(-1))
     else:
         for image in range(len(x)):
             _affine_into(out[image:image + 1], x[image:image + 1], centre[image], scale[image], shift[image])
     return out
 
 
-def plane_dots(dy: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums over every plane of dy and of dy * (x - centre), each (B, C)."""
-    batch, channels = x.shape[:2]
+def plane_dots(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums over every plane of dy and of dy * rstd * (x - mean), each (B, C)."""
     if not _has_fused_norms(x):
-        return _pixels(dy).sum(2), _pixels(dy * (x - _per_plane(centre, x))).sum(2)
+        normalised = (x - _per_plane(mean, x)) * _per_plane(rstd, x)
+        return _pixels(dy).sum(2), _pixels(dy * normalised).sum(2)
 
-    def batch_norm_backward(dy, x, centre):  # with unit deviation its parameter gradients are the two sums
-        ones = torch.ones_like(centre)
-        _, weight, bias = aten.native_batch_norm_backward(dy, x, ones, centre, ones, centre, ones, True, 0.0,
-                                                          [False, True, True])
-        return bias, weight
+    def batch_norm_backward(dy, x, mean, rstd):  # its parameter gradients are the two sums
+        _, dots, sums = aten.native_batch_norm_backward.default(dy, x, None, None, None, mean, rstd, True, 0.0,
+                                                                [False, True, True])
+        return sums, dots
 
     if x.is_contiguous():
-        sums = batch_norm_backward(_flat(dy), _flat(x), centre.flatten())
-        return sums[0].view(batch, channels), sums[1].view(batch, channels)
-    images = [batch_norm_backward(dy[i:i + 1], x[i:i + 1], centre[i]) for i in range(batch)]
+        sums, dots = batch_norm_backward(_flat(dy), _flat(x), mean.view(-1), rstd.view(-1))
+        return sums.view_as(mean), dots.view_as(mean)
+    images = [batch_norm_backward(dy[i:i + 1], x[i:i + 1], mean[i], rstd[i]) for i in range(len(x))]
     sums, dots = (torch.stack(values) for values in zip(*images, strict=True))
     return sums, dots
 

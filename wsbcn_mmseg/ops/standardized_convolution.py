@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .weight_standardization import standardize_weight
+from .weight_standardization import standardize_rows, standardize_weight
 
 aten = torch.ops.aten
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -40,14 +40,14 @@ class _StandardizedConvolution(torch.autograd.Function):
             return *(next(gradients) if need else None for need in needed), *[None] * 6
 
         flat = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
-        fan_in = flat.shape[1:]
-        standardized, mean, rstd = aten.native_layer_norm(flat, fan_in, None, None, eps)  # as standardize_weight does
+        standardized, mean, rstd = standardize_rows(flat, eps)
         dx, dw, d_bias = aten.convolution_backward(
             dy, x, standardized.view_as(weight).to(dtype), None if bias is None else bias.shape, stride, padding,
             dilation, False, [0] * len(stride), groups, needed)
         if needed[1]:
-            dw = aten.native_layer_norm_backward(dw.to(flat.dtype).flatten(1), flat, fan_in, mean, rstd, None, None,
-                                                 [True, False, False])[0].view_as(weight)
+            mean, rstd = mean.view(-1, 1), rstd.view(-1, 1)
+            dw = aten.native_layer_norm_backward(dw.to(flat.dtype).flatten(1), flat, flat.shape[1:], mean, rstd, None,
+                                                 None, [True, False, False])[0].view_as(weight)
         return dx, dw, d_bias, *[None] * 6
 
 

@@ -5,8 +5,20 @@ The authors' published code divides by other deviations (the unbiased one, with 
 is the equation of the paper.
 """
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+
+def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of a matrix (O, I) with mean 0 and variance 1, by one fused operator; and their old mean and 1/deviation, O
+    of each. Differentiable twice.
+
+    That is layer normalisation. On the CPU, group normalisation with one channel per group is the faster kernel for it.
+    """
+    if rows.is_cpu:
+        outputs, fan_in = rows.shape
+        rows, mean, rstd = torch.native_group_norm(rows.contiguous(), None, None, 1, outputs, fan_in, outputs, eps)
+        return rows, mean, rstd
+    return torch.native_layer_norm(rows, rows.shape[1:], None, None, eps)
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True, scale: bool = True) -> Tensor:
@@ -40,8 +52,8 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True
                          'use a plain convolution there')
     dtype = torch.promote_types(weight.dtype, torch.float32)
     flat = weight.to(dtype).flatten(1)
-    if center and scale:  # layer normalisation of the flattened kernel, in one fused operator
-        flat = F.layer_norm(flat, (fan_in, ), eps=eps)
+    if center and scale:
+        flat, _, _ = standardize_rows(flat, eps)
     elif center:
         flat = flat - flat.mean(1, keepdim=True)
     elif scale:
