@@ -7,6 +7,8 @@ one map ``y = a (x - m) + d`` with (B, C)-sized a, m, d; backward is one reducti
 
 Shapes below: (B, C) per plane, the same as (B, G, C/G) by groups, (B, G, 1) per group of an image, (C,) per channel.
 """
+import functools
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,7 +23,8 @@ class _BatchChannelNorm(torch.autograd.Function):
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
                 num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool):
         ctx.batch_statistics, ctx.sync, ctx.format = batch_statistics, sync, dense_format(x) or torch.contiguous_format
-        ctx.dtype = torch.promote_types(torch.promote_types(x.dtype, torch.float32), batch_weight.dtype)
+        ctx.dtype = functools.reduce(torch.promote_types, (x.dtype, batch_weight.dtype, channel_weight.dtype,
+                                                           running_mean.dtype), torch.float32)
         dense = as_dense(x, ctx.dtype, ctx.format)
         moments = plane_moments(dense)
         plane_mean, plane_std = moments.mean, moments.rstd.reciprocal()
