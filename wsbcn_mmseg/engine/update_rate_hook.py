@@ -76,5 +76,5 @@ class BCNUpdateRateHook(Hook):
         self._reported = skipped
 
     def _skipped(self) -> list[int]:
-        counts = [layer.skipped_updates for layer in self._layers.values()]
+        counts = [layer.skipped_updates.max() for layer in self._layers.values()]  # of the worst channel
         return torch.stack(counts).tolist() if counts else []

@@ -86,7 +86,7 @@ class BCN(nn.GroupNorm):
         self._update_rate = torch.zeros((), dtype=torch.float64, device='cpu')
         self.update_rate = update_rate
         self._rate_is_default = update_rate == DEFAULT_UPDATE_RATE
-        self.register_buffer('skipped_updates', torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer('skipped_updates', torch.zeros(num_features, dtype=torch.int64), persistent=False)
 
     @property
     def num_features(self) -> int:

@@ -59,8 +59,8 @@ def batch_channel_norm(x: Tensor,
             where Triton is installed, else ``'fused'``. Defaults to ``'auto'``.
         sync: Take the statistics over all ranks of ``torch.distributed``, in one collective each way; large-batch mode
             only. Defaults to False.
-        skipped_updates: 0-dim integer tensor that counts, on the device, the calls in which some channel's estimates
-            kept their values because the batch was not finite. Defaults to None.
+        skipped_updates: Integer tensor of shape (C,) that counts, on the device, how often the estimates of each
+            channel kept their values because its batch was not finite. Defaults to None.
 
     Returns:
         Tensor of x's shape, dtype and memory format.
@@ -79,16 +79,9 @@ def batch_channel_norm(x: Tensor,
     if batch_statistics and not sync and x.numel() == x.shape[1]:
         raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
                          f"{tuple(x.shape)}: use mode='micro_batch', or sync=True over several ranks")
-    move = training and not recomputing()
-    y, mean, var, finite = _implementation(impl, x, num_groups)(
-        x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups, move,
-        batch_statistics, rate, eps, sync and batch_statistics)
-    if move:
-        running_mean.copy_(mean)
-        running_var.copy_(var)
-        if skipped_updates is not None and finite is not None:
-            skipped_updates += ~finite.all()
-    return y
+    return _implementation(impl, x, num_groups)(
+        x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
+        training and not recomputing(), batch_statistics, rate, eps, sync and batch_statistics, skipped_updates)
 
 
 def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, sync: bool) -> None:

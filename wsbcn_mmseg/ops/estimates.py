@@ -38,6 +38,16 @@ def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor
     return _move(running_mean, running_var, batch_mean, batch_var, rate)
 
 
+def store_estimates(running_mean: Tensor, running_var: Tensor, moved: tuple[Tensor, Tensor, Tensor | None],
+                    skipped_updates: Tensor | None) -> None:
+    """Write what :func:`move_estimates` has returned into the buffers, and count the channels that did not move."""
+    mean, var, finite = moved
+    running_mean.copy_(mean)
+    running_var.copy_(var)
+    if skipped_updates is not None and finite is not None:
+        skipped_updates += ~finite
+
+
 def _move(running_mean, running_var, batch_mean, batch_var, rate):
     if isinstance(rate, Tensor):  # on the CPU a number is faster; elsewhere it would wait for the device
         rate = rate.item() if rate.device.type == 'cpu' else rate.to(running_mean.dtype)

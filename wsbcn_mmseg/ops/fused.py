@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .estimates import merge_over_ranks, move_estimates
+from .estimates import merge_over_ranks, move_estimates, store_estimates
 from .planes import as_dense, dense_format, plane_affine2, plane_affine_of_normalised, plane_dots, plane_moments
 
 
@@ -116,8 +116,11 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 def batch_channel_norm_fused(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                              running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                             move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
-                             sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Same arguments and results as :func:`~.reference.batch_channel_norm_reference`; any device."""
-    return _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
-                                   running_var, rate, num_groups, move, batch_statistics, eps, sync)
+                             move: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
+                             skipped_updates: Tensor | None) -> Tensor:
+    """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`; any device."""
+    y, *moved = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
+                                        running_var, rate, num_groups, move, batch_statistics, eps, sync)
+    if move:
+        store_estimates(running_mean, running_var, moved, skipped_updates)
+    return y

@@ -6,24 +6,20 @@ keeps several copies of the activation for backward.
 import torch
 from torch import Tensor
 
-from .estimates import merge_over_ranks, move_estimates
+from .estimates import merge_over_ranks, move_estimates, store_estimates
 
 
 def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                                  running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
                                  move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
-                                 sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+                                 sync: bool, skipped_updates: Tensor | None) -> Tensor:
     """See :func:`~wsbcn_mmseg.ops.batch_channel_norm`, which decides ``move`` (the estimates do) and
     ``batch_statistics`` (normalise by the batch, Eq. 43, not by the estimates).
-
-    Returns:
-        The output, both estimates after the move, and which channels moved (None for all).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     inputs, x = x, x.to(dtype)
     pixels = [0, *range(2, x.dim())]  # the mean over these is a channel's batch mean
     per_channel = (-1, *[1] * (x.dim() - 2))
-    finite = None
 
     if batch_statistics:  # Eq. 43: BatchNorm's statistics, which carry gradient
         mean = x.mean(pixels)
@@ -32,15 +28,15 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
         if sync:
             mean, var, count = merge_over_ranks(mean, var, count)
         if move:
-            running_mean, running_var, finite = move_estimates(
-                running_mean, running_var, mean.detach(), var.detach() * (count / (count - 1)), rate)
+            store_estimates(running_mean, running_var, move_estimates(
+                running_mean, running_var, mean.detach(), var.detach() * (count / (count - 1)), rate), skipped_updates)
     else:
         if move:  # Algorithm 1, steps 1-4; the deviation is from the estimate before the update
             with torch.no_grad():
                 batch_mean = x.mean(pixels)
                 batch_var = (x - running_mean.to(dtype).view(per_channel)).square().mean(pixels)
-                running_mean, running_var, finite = move_estimates(running_mean, running_var, batch_mean, batch_var,
-                                                                   rate)
+                store_estimates(running_mean, running_var, move_estimates(
+                    running_mean, running_var, batch_mean, batch_var, rate), skipped_updates)
         mean, var = running_mean.to(dtype), running_var.to(dtype)
 
     # Step 5 and Eq. 40
@@ -53,4 +49,4 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
     normalised = centred / torch.sqrt(centred.square().mean(2, keepdim=True) + eps)
     y = normalised * channel_weight.to(dtype)[:, None] + channel_bias.to(dtype)[:, None]
     y = torch.empty_like(inputs).copy_(y.view(x.shape)) if not inputs.is_contiguous() else y.view(x.shape)
-    return y.to(inputs.dtype), running_mean, running_var, finite
+    return y.to(inputs.dtype)

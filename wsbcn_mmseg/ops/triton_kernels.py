@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .estimates import merge_over_ranks, move_estimates
+from .estimates import merge_over_ranks, move_estimates, store_estimates
 from .planes import dense_format
 
 try:
@@ -170,19 +170,19 @@ def _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_ch
 
 
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
-def _statistics_kernel(partials, planes, statistics, moved_mean, moved_var, finite, running_mean, running_var,
-                       batch_weight, batch_bias, channel_weight, channel_bias, rate, bessel, eps, images, channels,
-                       pixels, splits, group_channels, MOVE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
+def _statistics_kernel(partials, planes, statistics, running_mean, running_var, skipped_updates, batch_weight,
+                       batch_bias, channel_weight, channel_bias, rate, bessel, eps, images, channels, pixels, splits,
+                       group_channels, MOVE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
                        RATE_ON_DEVICE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
                        BLOCK_C: tl.constexpr):
-    """Statistics (2, C), moved estimates (C,), and planes (4, B, C): mean, variance, scale and shift of the map."""
+    """Statistics (2, C), and planes (4, B, C): mean, variance, scale and shift of the map. Moves the estimates."""
     group = tl.program_id(0)
     member = tl.arange(0, BLOCK_C)[None, :]
     channel = group * group_channels + member
     own = member < group_channels
     old_mean = tl.load(running_mean + channel, own, 0)
     old_var = tl.load(running_var + channel, own, 0)
-    mean, var, moves = old_mean.to(tl.float32), old_var.to(tl.float32), own
+    mean, var = old_mean.to(tl.float32), old_var.to(tl.float32)
 
     if MOVE or BATCH_STATISTICS:
         count = tl.zeros((1, BLOCK_C), tl.float32)
@@ -209,13 +209,15 @@ def _statistics_kernel(partials, planes, statistics, moved_mean, moved_var, fini
         new_mean = (mean + rate * (batch_mean - mean)).to(old_mean.dtype)
         new_var = (var + rate * (target - var)).to(old_var.dtype)
         moves = (tl.abs(new_mean.to(tl.float32)) < float('inf')) & (tl.abs(new_var.to(tl.float32)) < float('inf'))
-        old_mean, old_var = tl.where(moves, new_mean, old_mean), tl.where(moves, new_var, old_var)
-        mean, var = old_mean.to(tl.float32), old_var.to(tl.float32)
+        tl.store(running_mean + channel, new_mean, own & moves)
+        tl.store(running_var + channel, new_var, own & moves)
+        if skipped_updates is not None:
+            stays = own & (moves == 0)
+            tl.store(skipped_updates + channel, tl.load(skipped_updates + channel, stays, 0) + 1, stays)
+        mean = tl.where(moves, new_mean, old_mean).to(tl.float32)
+        var = tl.where(moves, new_var, old_var).to(tl.float32)
     if BATCH_STATISTICS:
         mean, var = batch_mean, batch_var
-    tl.store(moved_mean + channel, old_mean, own)
-    tl.store(moved_var + channel, old_var, own)
-    tl.store(finite + channel, moves, own)
     tl.store(statistics + channel, mean, own)
     tl.store(statistics + channels + channel, var, own)
 
@@ -455,20 +457,18 @@ def _on_device_of(x: Tensor):
 
 
 def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate, num_groups: int, move: bool,
-             batch_statistics: bool, eps: float, sync: bool):
-    """The output; planes (4, B, C), statistics (2, C) and count for backward; moved estimates and finite."""
+             batch_statistics: bool, eps: float, sync: bool, skipped_updates: Tensor | None):
+    """The output; planes (4, B, C), statistics (2, C) and count for backward. Moves the estimates."""
     count = x.numel() // plan.channels
     partials = x.new_empty(plan.images, plan.splits, 3, plan.channels, dtype=torch.float32)
     planes = x.new_empty(4, plan.images, plan.channels, dtype=torch.float32)
     statistics = x.new_empty(2, plan.channels, dtype=torch.float32)
-    moved = (torch.empty_like(running_mean), torch.empty_like(running_var),
-             torch.empty_like(running_mean, dtype=torch.bool))
     on_device = isinstance(rate, Tensor) and rate.device == x.device
     rate = rate if on_device else float(rate)
 
     def close(mean, var, move, batch_statistics):
-        plan.close(_statistics_kernel, num_groups, partials, planes, statistics, *moved, mean, var, *parameters, rate,
-                   count / max(count - 1, 1), eps, MOVE=move, BATCH_STATISTICS=batch_statistics,
+        plan.close(_statistics_kernel, num_groups, partials, planes, statistics, mean, var, skipped_updates,
+                   *parameters, rate, count / max(count - 1, 1), eps, MOVE=move, BATCH_STATISTICS=batch_statistics,
                    RATE_ON_DEVICE=on_device)
 
     plan.reduce(_moments_kernel, x, partials)
@@ -477,10 +477,11 @@ def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate
         mean, var, count = merge_over_ranks(*statistics, count)
         close(mean, var, False, False)
         if move:
-            moved = move_estimates(running_mean, running_var, mean, var * (count / (count - 1)), rate)
+            store_estimates(running_mean, running_var, move_estimates(
+                running_mean, running_var, mean, var * (count / (count - 1)), rate), skipped_updates)
     y = torch.empty_like(x)
     plan.map(_affine_kernel, x, planes, y)
-    return y, (planes, statistics, count), moved
+    return y, (planes, statistics, count)
 
 
 def _correct_for_ranks(coefficients, planes, statistics, count, batch_weight, d_batch_weight, d_batch_bias, eps):
@@ -500,7 +501,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
-                num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool):
+                num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool, skipped_updates):
         _check(x, num_groups)
         ctx.num_groups, ctx.batch_statistics, ctx.eps, ctx.sync = num_groups, batch_statistics, eps, sync
         ctx.format = dense_format(x) or torch.contiguous_format
@@ -508,15 +509,14 @@ class _BatchChannelNorm(torch.autograd.Function):
         ctx.plan = _plan_of(dense)
         parameters = [p.contiguous() for p in (batch_weight, batch_bias, channel_weight, channel_bias)]
         with _on_device_of(x):
-            y, (planes, statistics, ctx.count), moved = _forward(
-                ctx.plan, dense, parameters, running_mean.contiguous(), running_var.contiguous(), rate, num_groups,
-                move, batch_statistics, eps, sync)
+            y, (planes, statistics, ctx.count) = _forward(
+                ctx.plan, dense, parameters, running_mean, running_var, rate, num_groups, move, batch_statistics, eps,
+                sync, skipped_updates)
         ctx.save_for_backward(x, *parameters[:3], planes, statistics)
-        ctx.mark_non_differentiable(*[tensor for tensor in moved if tensor is not None])
-        return y, *moved
+        return y
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx, dy):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError('the triton batch_channel_norm has no second derivative; '
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
@@ -534,14 +534,19 @@ class _BatchChannelNorm(torch.autograd.Function):
                 _correct_for_ranks(coefficients, planes, statistics, ctx.count, batch_weight, *gradients[:2], ctx.eps)
             dx = torch.empty_like(x)
             plan.map(_affine2_kernel, dy, x, planes, coefficients, dx)
-        return dx, *gradients, *[None] * 8
+        return dx, *gradients, *[None] * 9
 
 
 def batch_channel_norm_triton(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                               running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                              move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
-                              sync: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Same arguments and results as :func:`~.reference.batch_channel_norm_reference`; float32, float16 and bfloat16 on
+                              move: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
+                              skipped_updates: Tensor | None) -> Tensor:
+    """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`; float32, float16 and bfloat16 on
     CUDA (under ``TRITON_INTERPRET=1`` on any device)."""
-    return _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
-                                   running_var, rate, num_groups, move, batch_statistics, eps, sync)
+    buffers = [t if t is None else t.contiguous() for t in (running_mean, running_var, skipped_updates)]
+    y = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, *buffers[:2], rate,
+                                num_groups, move, batch_statistics, eps, sync, buffers[2])
+    for buffer, written in zip((running_mean, running_var, skipped_updates), buffers, strict=True):
+        if written is not buffer:  # had strides, which the kernels do not know
+            buffer.copy_(written)
+    return y
