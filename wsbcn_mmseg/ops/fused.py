@@ -2,8 +2,16 @@
 
 Per-plane (image and channel) mean and variance determine everything: the batch statistics, the moved estimates and,
 through the per-channel affine map of Eq. 40, the group statistics of Eq. 42. So the layer is one reduction over x and
-one map ``y = a (x - m) + d`` with (B, C)-sized a, m, d; backward is one reduction over (dy, x) and one map
-``dx = A dy + B x + C``. Only x and tensors of size (B, C) or smaller are kept for backward.
+one map; backward is one reduction over (dy, x) and one map ``dx = A dy + B x + C``. Only x and tensors of size (B, C)
+or smaller are kept for backward.
+
+Within a plane x = mean + std * u, where u, the normalised values, has mean 0 and mean square 1. Affine maps leave that
+form: after Eq. 40 and Eq. 42 a value is z = offset + spread * u, and its mean and mean square over the plane are offset
+and offset^2 + spread^2.
+
+On the CPU the arithmetic on (B, C)-sized tensors costs a good part of the time. It is not their size: the passes drive
+code out of the caches, and the first use of an operator takes ten times as long as the next. So it is written with few
+kinds of operators: sums, products, differences.
 
 Shapes below: (B, C) per plane, the same as (B, G, C/G) by groups, (B, G, 1) per group of an image, (C,) per channel.
 """
@@ -48,7 +56,7 @@ class _BatchChannelNorm(torch.autograd.Function):
         if not batch_statistics:
             mean, var = running_mean, running_var
 
-        # Of the plane's normalised values, Eq. 40 is offset + spread * normalised, and so is Eq. 42 of that
+        # z = offset + spread * u, by Eq. 40, then by Eq. 42
         inverse_sigma = torch.rsqrt(var + eps)
         scale = batch_weight * inverse_sigma
         deviation = plane_mean - mean
@@ -83,12 +91,12 @@ class _BatchChannelNorm(torch.autograd.Function):
         planes, by_groups = plane_mean.shape, offset.shape
         of_pixels, of_group = planes.numel() / x.numel(), 1 / by_groups[2]
 
-        # Of each plane: sums of dy, and of dy times the normalised value. Of each group: the same
+        # Of each plane: the sums of dy and of dy u. Of each group: of dy and of dy z
         sum_dy, dot_dy = (sums.view(by_groups) for sums in plane_dots(dy, x, plane_mean, plane_rstd))
         group_sum = sum_dy.sum(2, keepdim=True)
         group_dot = (offset * sum_dy + spread * dot_dy).sum(2, keepdim=True)
 
-        # Through Eq. 42: dz = gain (dy - constant - slope * normalised), here summed over the pixels of each plane
+        # Through Eq. 42: dz = gain (dy - constant - slope * u), here summed over the pixels of each plane
         constant = (offset * group_dot + group_sum) * of_group
         slope = spread * group_dot * of_group
         sum_dz = (gain * (sum_dy - constant)).view(planes)
