@@ -196,6 +196,41 @@ def test_half_precision_keeps_float32_statistics(impl, dtype):
     torch.testing.assert_close(y.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
+def test_parameters_and_estimates_in_another_dtype_than_the_input(dtype):
+    """The arithmetic is the input's, in float32 at least, whatever the parameters are kept in."""
+    values, results = [a.detach() for a in arguments(dtype)], []
+    x, dy = torch.randn(2, C, 5, 7).requires_grad_(), torch.randn(2, C, 5, 7)
+    for impl in IMPLEMENTATIONS:
+        args = [a.clone() for a in values]
+        parameters = [args[i].requires_grad_() for i in (0, 1, 4, 5)]
+        y = batch_channel_norm(x, *args, G, training=True, rate=0.1, impl=impl)
+        assert y.dtype == torch.float32 and args[2].dtype == dtype
+        results.append([y, args[2], args[3], *torch.autograd.grad(y, [x, *parameters], dy)])
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=2 * torch.finfo(a.dtype).eps if a.dtype == torch.float16 else 1e-5,
+                                   atol=2e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('mode', ['micro_batch', 'large_batch'])
+@pytest.mark.parametrize('pixels', [(1, 1), (5, 7), (65, 65)])
+def test_fused_form_on_cuda(mode, memory_format, pixels):
+    values, results = [a.detach().cuda() for a in arguments()], []
+    x = torch.randn(2, C, *pixels, dtype=torch.float64, device='cuda').contiguous(memory_format=memory_format)
+    dy = torch.randn_like(x)
+    x.requires_grad_()
+    for impl in IMPLEMENTATIONS:
+        args = [a.clone() for a in values]
+        parameters = [args[i].requires_grad_() for i in (0, 1, 4, 5)]
+        y = batch_channel_norm(x, *args, G, training=True, mode=mode, rate=0.1, impl=impl)
+        results.append([y, args[2], args[3], *torch.autograd.grad(y, [x, *parameters], dy)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize('impl', IMPLEMENTATIONS)
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_degenerate_inputs(impl, memory_format):
@@ -241,6 +276,7 @@ def test_non_finite_inputs_never_enter_the_estimates(impl, value, mode):
     (dict(mode='mini_batch'), "got 'mini_batch'"),
     (dict(impl='cuda'), "got 'cuda'"),
     (dict(x=torch.randn(1, 12, 1, 1), mode='large_batch'), 'more than one value per channel'),
+    (dict(skipped_updates=torch.zeros((), dtype=torch.int64)), r'skipped_updates of shape \(12,\), got \(\)'),
 ])
 def test_wrong_arguments_are_named(change, message):
     request = dict(x=torch.randn(2, C, 3, 3), num_groups=G, training=True, **{}) | change
@@ -339,6 +375,10 @@ def _synchronised(rank: int, path: str):
             torch.testing.assert_close(parameter.grad, case['grads'][name], rtol=0, atol=1e-11)
         for name, buffer in layer.state_dict().items():
             torch.testing.assert_close(buffer, case['after'][name], rtol=0, atol=1e-12)
+        mean = layer.bn.running_mean.clone()
+        layer(torch.full_like(x, float('nan')) if rank else x)
+        assert torch.equal(layer.bn.running_mean, mean) and (layer.skipped_updates == 1).all(), 'any rank can spoil it'
+        assert not layer.bn.running_var.requires_grad, 'the estimates are in no graph'
 
 
 @pytest.mark.parametrize('shape', [(2, C, 5, 6), (2, C, 1, 1)])

@@ -1,6 +1,7 @@
 """The hooks inside MMEngine's runner: one process, resumed, accumulating, and two real ranks."""
 import copy
 import logging
+from unittest import mock
 
 import pytest
 import torch
@@ -183,6 +184,19 @@ def test_non_finite_inputs_are_reported_by_name(tmp_path, caplog):
     messages = [message for message in messages if 'not finite' in message]
     assert messages[0].startswith('backbone.1: the input was not finite in 2 of')
     assert runner.model.backbone[1].bn.running_mean.isfinite().all()
+
+
+def test_non_finite_inputs_of_every_channel_are_reported(tmp_path):
+    runner, _ = make_runner(tmp_path, dict(type='BCNUpdateRateHook', interval=1))
+    runner.train()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, BCNUpdateRateHook))
+    with mock.patch.object(runner.logger, 'warning') as warning:
+        for channel, times in ((0, 5), (1, 4)):  # the second stays below the first
+            runner.model.backbone[1].skipped_updates[channel] += times
+            hook.after_train_iter(runner, 0)
+            assert f'backbone.1: the input was not finite in {times} of' in warning.call_args.args[0]
+        hook.after_train_iter(runner, 0)
+    assert warning.call_count == 2
 
 
 @pytest.mark.parametrize('settings', [dict(min_rate=0.5, max_rate=0.1), dict(factor=-1), dict(max_rate=2.0)])

@@ -97,8 +97,8 @@ def run(function, x, tensors, mode: Mode, dy, rate=0.1, dtype=torch.float32, syn
     x = x.detach().requires_grad_()
     gamma_b, beta_b, mean, var, gamma_c, beta_c = (t.detach().to(dtype) for t in tensors)
     parameters = [p.requires_grad_() for p in (gamma_b, beta_b, gamma_c, beta_c)]
-    mean, var = mean.clone(memory_format=torch.preserve_format), var.clone(memory_format=torch.preserve_format)
-    skipped = torch.zeros_like(mean, dtype=torch.int64)
+    mean, var, skipped = (torch.empty_strided(mean.shape, mean.stride(), dtype=t.dtype, device=t.device).copy_(t)
+                          for t in (mean, var, torch.zeros_like(mean, dtype=torch.int64)))
     y = function(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, len(gamma_c), *mode[1:], rate, 1e-5, sync, skipped)
     return Result(y.detach(), mean, var, skipped, torch.autograd.grad(y, [x, *parameters], dy))
 
@@ -236,7 +236,10 @@ def test_any_strides():
     check(x, arguments(6, 3), MODES['micro_batch'], dy=torch.randn(2, 6, 1, 1, device=DEVICE).expand(2, 6, 7, 5))
     x = torch.randn(2, 6, 7, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
     tensors = [torch.stack([t, t], 1)[:, 0] for t in arguments(6, 3)]
-    check(x, tensors, MODES['large_batch'], dy=torch.randn(2, 6, 7, 5, device=DEVICE))
+    for mode in (MODES['large_batch'], MODES['evaluation']):
+        assert check(x, tensors, mode, dy=torch.randn(2, 6, 7, 5, device=DEVICE)).mean.stride() == (2, )
+    x[0, 4, 3, 3] = float('inf')
+    assert run(batch_channel_norm_triton, x, tensors, MODES['micro_batch'], torch.ones_like(x)).skipped[4] == 1
 
 
 @needs_kernels

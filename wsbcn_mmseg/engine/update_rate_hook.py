@@ -69,12 +69,12 @@ class BCNUpdateRateHook(Hook):
         if not self.every_n_train_iters(runner, self.interval):
             return
         skipped = self._skipped()
-        for name, now, before in zip(self._layers, skipped, self._reported, strict=True):
-            if now > before:
-                runner.logger.warning(f'{name}: the input was not finite in {now - before} of the last forward passes; '
+        worst = [(now - before).max() for now, before in zip(skipped, self._reported, strict=True)]  # of the channels
+        for name, count in zip(self._layers, torch.stack(worst).tolist() if worst else [], strict=True):
+            if count:
+                runner.logger.warning(f'{name}: the input was not finite in {count} of the last forward passes; '
                                       'its estimates kept their values there')
         self._reported = skipped
 
-    def _skipped(self) -> list[int]:
-        counts = [layer.skipped_updates.max() for layer in self._layers.values()]  # of the worst channel
-        return torch.stack(counts).tolist() if counts else []
+    def _skipped(self) -> list[torch.Tensor]:
+        return [layer.skipped_updates.clone() for layer in self._layers.values()]

@@ -73,7 +73,7 @@ def batch_channel_norm(x: Tensor,
         >>> x, c = torch.randn(2, 8, 5, 5), (torch.ones(8), torch.zeros(8), torch.zeros(8), torch.ones(8))
         >>> y = batch_channel_norm(x, *c, torch.ones(4), torch.zeros(4), 4, training=True)
     """
-    _check(x, batch_weight, channel_weight, num_groups, mode, sync)
+    _check(x, batch_weight, channel_weight, num_groups, mode, sync, skipped_updates)
     sync = sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     batch_statistics = training and mode == 'large_batch'
     if batch_statistics and not sync and x.numel() == x.shape[1]:
@@ -84,7 +84,8 @@ def batch_channel_norm(x: Tensor,
         training and not recomputing(), batch_statistics, rate, eps, sync and batch_statistics, skipped_updates)
 
 
-def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, sync: bool) -> None:
+def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, sync: bool,
+           skipped_updates: Tensor | None) -> None:
     if mode not in MODES:
         raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
     if sync and mode == 'micro_batch':
@@ -100,6 +101,8 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
     if num_groups < 1 or channels % num_groups or len(channel_weight) != num_groups:
         raise ValueError(f'expected num_groups that divides {channels} channels and one channel weight per group, '
                          f'got num_groups={num_groups} and {len(channel_weight)} weights')
+    if skipped_updates is not None and skipped_updates.shape != batch_weight.shape:
+        raise ValueError(f'expected skipped_updates of shape ({channels},), got {tuple(skipped_updates.shape)}')
 
 
 def _implementation(impl: str, x: Tensor, num_groups: int):

@@ -38,14 +38,21 @@ def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor
     return _move(running_mean, running_var, batch_mean, batch_var, rate)
 
 
-def store_estimates(running_mean: Tensor, running_var: Tensor, moved: tuple[Tensor, Tensor, Tensor | None],
-                    skipped_updates: Tensor | None) -> None:
+def store_estimates(running_mean: Tensor, running_var: Tensor, skipped_updates: Tensor | None, mean: Tensor,
+                    var: Tensor, finite: Tensor | None) -> None:
     """Write what :func:`move_estimates` has returned into the buffers, and count the channels that did not move."""
-    mean, var, finite = moved
     running_mean.copy_(mean)
     running_var.copy_(var)
     if skipped_updates is not None and finite is not None:
         skipped_updates += ~finite
+
+
+@torch.no_grad()
+def update_estimates(running_mean: Tensor, running_var: Tensor, skipped_updates: Tensor | None, batch_mean: Tensor,
+                     batch_var: Tensor, rate: float | Tensor) -> None:
+    """:func:`move_estimates` in place."""
+    store_estimates(running_mean, running_var, skipped_updates,
+                    *move_estimates(running_mean, running_var, batch_mean, batch_var, rate))
 
 
 def _move(running_mean, running_var, batch_mean, batch_var, rate):

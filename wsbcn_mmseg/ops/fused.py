@@ -15,14 +15,12 @@ kinds of operators: sums, products, differences.
 
 Shapes below: (B, C) per plane, the same as (B, G, C/G) by groups, (B, G, 1) per group of an image, (C,) per channel.
 """
-import functools
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .estimates import merge_over_ranks, move_estimates, store_estimates
-from .planes import as_dense, dense_format, plane_affine2, plane_affine_of_normalised, plane_dots, plane_moments
+from .planes import as_dtype, dense_format, plane_affine2, plane_affine_of_normalised, plane_dots, plane_moments
 
 
 class _BatchChannelNorm(torch.autograd.Function):
@@ -31,19 +29,20 @@ class _BatchChannelNorm(torch.autograd.Function):
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
                 num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool):
         ctx.batch_statistics, ctx.sync, ctx.format = batch_statistics, sync, dense_format(x) or torch.contiguous_format
-        ctx.dtype = functools.reduce(torch.promote_types, (x.dtype, batch_weight.dtype, channel_weight.dtype,
-                                                           running_mean.dtype), torch.float32)
-        dense = as_dense(x, ctx.dtype, ctx.format)
+        ctx.dtype = torch.promote_types(x.dtype, torch.float32)
+        dense, gamma_b, beta_b, gamma_c, beta_c = as_dtype(ctx.dtype, x, batch_weight, batch_bias, channel_weight,
+                                                           channel_bias)
+        dense = dense.contiguous(memory_format=ctx.format)
         moments = plane_moments(dense)
         plane_mean, plane_std = moments.mean, moments.rstd.reciprocal()
-        by_groups = (len(x), num_groups, -1)
+        group_channels = x.shape[1] // num_groups
+        by_groups = (len(x), num_groups, group_channels)
 
         # The mean and variance of Eq. 40
-        finite = None
         ctx.count = x.numel() // x.shape[1]
         if batch_statistics or move:
             batch_mean = plane_mean.sum(0) * (1 / len(x))
-            mean = batch_mean if batch_statistics else running_mean  # Algorithm 1: before the update
+            mean = batch_mean if batch_statistics else running_mean.to(ctx.dtype)  # Algorithm 1: before the update
             deviation = plane_mean - mean
             batch_var = (plane_std * plane_std + deviation * deviation).sum(0) * (1 / len(x))
         if batch_statistics:
@@ -52,53 +51,52 @@ class _BatchChannelNorm(torch.autograd.Function):
             mean, var = batch_mean, batch_var
             batch_var = batch_var * (ctx.count / (ctx.count - 1))  # BatchNorm stores the unbiased one
         if move:
-            running_mean, running_var, finite = move_estimates(running_mean, running_var, batch_mean, batch_var, rate)
+            moved = move_estimates(running_mean, running_var, batch_mean, batch_var, rate)
+            running_mean, running_var, _ = moved
         if not batch_statistics:
-            mean, var = running_mean, running_var
+            mean, var = as_dtype(ctx.dtype, running_mean, running_var)
 
         # z = offset + spread * u, by Eq. 40, then by Eq. 42
         inverse_sigma = torch.rsqrt(var + eps)
-        scale = batch_weight * inverse_sigma
+        scale = gamma_b * inverse_sigma
         deviation = plane_mean - mean
-        offset = (scale * deviation + batch_bias).view(by_groups)
+        offset = (scale * deviation + beta_b).view(by_groups)
         spread = (scale * plane_std).view(by_groups)
-        of_group = 1 / offset.shape[2]
-        offset = offset - offset.sum(2, keepdim=True) * of_group
-        rstd = torch.rsqrt((offset * offset + spread * spread).sum(2, keepdim=True) * of_group + eps)
+        per_channel = 1 / group_channels
+        offset = offset - offset.sum(2, keepdim=True) * per_channel
+        rstd = torch.rsqrt((offset * offset + spread * spread).sum(2, keepdim=True) * per_channel + eps)
         offset, spread = rstd * offset, rstd * spread
-        gamma, beta = channel_weight[:, None], channel_bias[:, None]
-        y = plane_affine_of_normalised(moments, dense, (gamma * spread).view_as(plane_mean),
-                                       (gamma * offset + beta).view_as(plane_mean))
+        gamma_c, beta_c = gamma_c[:, None], beta_c[:, None]
+        y = plane_affine_of_normalised(moments, dense, (gamma_c * spread).view_as(plane_mean),
+                                       (gamma_c * offset + beta_c).view_as(plane_mean))
 
         ctx.save_for_backward(x, plane_mean, moments.rstd, plane_std, deviation, inverse_sigma, scale, offset, spread,
-                              gamma * rstd)
-        if not move:
-            running_mean, running_var = running_mean.clone(), running_var.clone()  # outputs may not be inputs
-        ctx.mark_non_differentiable(*[t for t in (running_mean, running_var, finite) if t is not None])
+                              gamma_c * rstd)
+        moved = moved if move else (None, None, None)
+        ctx.mark_non_differentiable(*[tensor for tensor in moved if tensor is not None])
         ctx.set_materialize_grads(False)
-        return y.to(x.dtype), running_mean, running_var, finite
+        return y.to(x.dtype), *moved
 
     @staticmethod
     def backward(ctx, dy, *_):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError('the fused batch_channel_norm has no second derivative; '
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
-        if dy is None:  # nobody has used the output
-            return (None, ) * 13
         x, plane_mean, plane_rstd, plane_std, deviation, inverse_sigma, scale, offset, spread, gain = ctx.saved_tensors
         input_dtype = x.dtype
-        x, dy = as_dense(x, ctx.dtype, ctx.format), as_dense(dy, ctx.dtype, ctx.format)
+        dy = torch.zeros_like(x) if dy is None else dy  # nobody has used the output, but other ranks may wait for it
+        x, dy = (t.contiguous(memory_format=ctx.format) for t in as_dtype(ctx.dtype, x, dy))
         planes, by_groups = plane_mean.shape, offset.shape
-        of_pixels, of_group = planes.numel() / x.numel(), 1 / by_groups[2]
+        per_pixel, per_channel = planes.numel() / x.numel(), 1 / by_groups[2]
 
         # Of each plane: the sums of dy and of dy u. Of each group: of dy and of dy z
         sum_dy, dot_dy = (sums.view(by_groups) for sums in plane_dots(dy, x, plane_mean, plane_rstd))
         group_sum = sum_dy.sum(2, keepdim=True)
         group_dot = (offset * sum_dy + spread * dot_dy).sum(2, keepdim=True)
 
-        # Through Eq. 42: dz = gain (dy - constant - slope * u), here summed over the pixels of each plane
-        constant = (offset * group_dot + group_sum) * of_group
-        slope = spread * group_dot * of_group
+        # Through Eq. 42: dz = gain (dy - constant - slope * u); constant, slope and dz summed over the plane's pixels
+        constant = (offset * group_dot + group_sum) * per_channel
+        slope = spread * group_dot * per_channel
         sum_dz = (gain * (sum_dy - constant)).view(planes)
         dot_dz = (gain * (dot_dy - slope)).view(planes)
 
@@ -106,9 +104,9 @@ class _BatchChannelNorm(torch.autograd.Function):
         d_batch_bias = sum_dz.sum(0)
         d_batch_weight = inverse_sigma * (deviation * sum_dz + plane_std * dot_dz).sum(0)
         scale_dy = (gain * scale.view(by_groups[1:])).view(planes)
-        of_mean = scale_dy * -of_pixels
-        scale_x = of_mean * slope.view(planes) * plane_rstd
-        shift = of_mean * constant.view(planes)
+        factor = scale_dy * -per_pixel
+        scale_x = factor * slope.view(planes) * plane_rstd
+        shift = factor * constant.view(planes)
         if ctx.batch_statistics:  # Eq. 43: mean and sigma are functions of x too
             totals = torch.cat([d_batch_bias, d_batch_weight])
             if ctx.sync:
@@ -130,5 +128,5 @@ def batch_channel_norm_fused(x: Tensor, batch_weight: Tensor, batch_bias: Tensor
     y, *moved = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
                                         running_var, rate, num_groups, move, batch_statistics, eps, sync)
     if move:
-        store_estimates(running_mean, running_var, moved, skipped_updates)
+        store_estimates(running_mean, running_var, skipped_updates, *moved)
     return y

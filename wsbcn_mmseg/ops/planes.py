@@ -22,9 +22,9 @@ def dense_format(x: Tensor) -> torch.memory_format | None:
     return next((f for f in [torch.contiguous_format, *candidates] if x.is_contiguous(memory_format=f)), None)
 
 
-def as_dense(x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
-    """``x`` itself where it is so already."""
-    return (x if x.dtype == dtype else x.to(dtype)).contiguous(memory_format=memory_format)
+def as_dtype(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """``Tensor.to(dtype)`` without its call, which costs as much as arithmetic, where there is nothing to do."""
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
 
 
 def _has_fused_norms(x: Tensor) -> bool:
@@ -47,8 +47,9 @@ def _per_plane(values: Tensor, x: Tensor) -> Tensor:
 
 def _affine_into(out: Tensor, x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> None:
     """An evaluation-mode batch normalisation is a fused affine map per channel."""
-    unused = scale.new_empty(0)
-    torch.native_batch_norm(x, scale, shift, centre, torch.ones_like(scale), False, 0.0, 0.0, out=(out, unused, unused))
+    save_mean, save_invstd = scale.new_empty(0), scale.new_empty(0)  # not one and the same: CUDA's kernel writes there
+    torch.native_batch_norm(x, scale, shift, centre, torch.ones_like(scale), False, 0.0, 0.0,
+                            out=(out, save_mean, save_invstd))
 
 
 class PlaneMoments(NamedTuple):
@@ -104,8 +105,9 @@ def plane_dots(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tenso
         return _pixels(dy).sum(2), _pixels(dy * normalised).sum(2)
 
     def batch_norm_backward(dy, x, mean, rstd):  # its parameter gradients are the two sums
-        _, dots, sums = aten.native_batch_norm_backward.default(dy, x, None, None, None, mean, rstd, True, 0.0,
-                                                                [False, True, True])
+        weight = None if x.is_cpu else torch.ones_like(mean)  # CUDA's kernel gives no gradients without one
+        _, dots, sums = aten.native_batch_norm_backward(dy, x, weight, mean, rstd, mean, rstd, True, 0.0,
+                                                        [False, True, True])
         return sums, dots
 
     if x.is_contiguous():

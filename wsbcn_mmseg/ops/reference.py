@@ -6,7 +6,7 @@ keeps several copies of the activation for backward.
 import torch
 from torch import Tensor
 
-from .estimates import merge_over_ranks, move_estimates, store_estimates
+from .estimates import merge_over_ranks, update_estimates
 
 
 def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
@@ -28,15 +28,14 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
         if sync:
             mean, var, count = merge_over_ranks(mean, var, count)
         if move:
-            store_estimates(running_mean, running_var, move_estimates(
-                running_mean, running_var, mean.detach(), var.detach() * (count / (count - 1)), rate), skipped_updates)
+            unbiased = var.detach() * (count / (count - 1))
+            update_estimates(running_mean, running_var, skipped_updates, mean.detach(), unbiased, rate)
     else:
         if move:  # Algorithm 1, steps 1-4; the deviation is from the estimate before the update
             with torch.no_grad():
                 batch_mean = x.mean(pixels)
                 batch_var = (x - running_mean.to(dtype).view(per_channel)).square().mean(pixels)
-                store_estimates(running_mean, running_var, move_estimates(
-                    running_mean, running_var, batch_mean, batch_var, rate), skipped_updates)
+                update_estimates(running_mean, running_var, skipped_updates, batch_mean, batch_var, rate)
         mean, var = running_mean.to(dtype), running_var.to(dtype)
 
     # Step 5 and Eq. 40

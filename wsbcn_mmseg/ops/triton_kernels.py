@@ -1,4 +1,5 @@
-"""Batch-Channel Normalization as Triton kernels: the algebra of :mod:`.fused`, three launches each way.
+"""Batch-Channel Normalization as Triton kernels: the algebra of :mod:`.fused` in terms of x - m, the deviation from the
+plane's mean; three launches each way.
 
 1. Reduce: every plane (channel of an image) is cut into splits, so that a single image fills the device too; each
    program leaves the count, mean and sum of squared deviations of its split (backward: two sums).
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .estimates import merge_over_ranks, move_estimates, store_estimates
+from .estimates import merge_over_ranks, update_estimates
 from .planes import dense_format
 
 try:
@@ -162,7 +163,7 @@ def _plane_sums(partials, image, channel, inside, channels, splits, BLOCK_B: tl.
 
 @triton.jit
 def _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_channels, eps):
-    """As :func:`.fused.group_statistics`: offset (BLOCK_B, BLOCK_C) and rstd (BLOCK_B, 1) of one group."""
+    """Of a group after Eq. 40: its planes' means less its own, offset (BLOCK_B, BLOCK_C), and rstd (BLOCK_B, 1)."""
     plane = tl.where(inside, scale * (plane_mean - mean) + bias, 0)
     offset = tl.where(inside, plane - tl.sum(plane, 1, keep_dims=True) / group_channels, 0)
     squares = tl.where(inside, scale * scale * plane_var + offset * offset, 0)
@@ -209,6 +210,7 @@ def _statistics_kernel(partials, planes, statistics, running_mean, running_var, 
         new_mean = (mean + rate * (batch_mean - mean)).to(old_mean.dtype)
         new_var = (var + rate * (target - var)).to(old_var.dtype)
         moves = (tl.abs(new_mean.to(tl.float32)) < float('inf')) & (tl.abs(new_var.to(tl.float32)) < float('inf'))
+        tl.debug_barrier()  # other threads may still have to read the estimates that are overwritten here
         tl.store(running_mean + channel, new_mean, own & moves)
         tl.store(running_var + channel, new_var, own & moves)
         if skipped_updates is not None:
@@ -244,7 +246,7 @@ def _gradients_kernel(partials, planes, statistics, coefficients, d_batch_weight
                       d_channel_bias, batch_weight, batch_bias, channel_weight, eps, images, channels, pixels, splits,
                       group_channels, BATCH_STATISTICS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
                       BLOCK_C: tl.constexpr):
-    """Parameter gradients, and coefficients (3, B, C) of dy, of x - m and of 1 in dx. Formulas as in :mod:`.fused`."""
+    """Parameter gradients, and coefficients (3, B, C) of dy, of x - m and of 1 in dx. Derived as in :mod:`.fused`."""
     group = tl.program_id(0)
     member = tl.arange(0, BLOCK_C)[None, :]
     channel = group * group_channels + member
@@ -477,8 +479,7 @@ def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate
         mean, var, count = merge_over_ranks(*statistics, count)
         close(mean, var, False, False)
         if move:
-            store_estimates(running_mean, running_var, move_estimates(
-                running_mean, running_var, mean, var * (count / (count - 1)), rate), skipped_updates)
+            update_estimates(running_mean, running_var, skipped_updates, mean, var * (count / (count - 1)), rate)
     y = torch.empty_like(x)
     plan.map(_affine_kernel, x, planes, y)
     return y, (planes, statistics, count)
@@ -547,6 +548,6 @@ def batch_channel_norm_triton(x: Tensor, batch_weight: Tensor, batch_bias: Tenso
     y = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, *buffers[:2], rate,
                                 num_groups, move, batch_statistics, eps, sync, buffers[2])
     for buffer, written in zip((running_mean, running_var, skipped_updates), buffers, strict=True):
-        if written is not buffer:  # had strides, which the kernels do not know
+        if move and written is not buffer:  # had strides, which the kernels do not know
             buffer.copy_(written)
     return y
