@@ -10,7 +10,7 @@ form: after Eq. 40 and Eq. 42 a value is z = offset + spread * u, and its mean a
 and offset^2 + spread^2.
 
 On the CPU the arithmetic on (B, C)-sized tensors costs a good part of the time. It is not their size: the passes drive
-code out of the caches, and the first use of an operator takes ten times as long as the next. So it is written with few
+code out of the caches, and the first use of an operator takes many times as long as the next. So it is written with few
 kinds of operators: sums, products, differences.
 
 Shapes below: (B, C) per plane, the same as (B, G, C/G) by groups, (B, G, 1) per group of an image, (C,) per channel.
