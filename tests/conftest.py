@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from wsbcn_mmseg.engine.launch import end_processes
+
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)
 
@@ -63,7 +65,7 @@ def _worker(rank: int, function, world_size: int, port: int, arguments: tuple):
     try:
         function(rank, *arguments)
     finally:
-        torch.distributed.destroy_process_group()
+        end_processes()
 
 
 def run_ranks(function, *arguments, world_size: int = 2) -> None:

@@ -14,7 +14,7 @@ from wsbcn_mmseg.engine.launch import (
     check_gpus,
     load_config,
     num_classes,
-    start_processes,
+    processes,
 )
 
 
@@ -68,8 +68,7 @@ def main() -> None:
         sys.exit(f'test.py: {error}')
     if args.check:
         return
-    start_processes(cfg)
-    with safe_loading():
+    with processes(cfg), safe_loading():
         Runner.from_cfg(cfg).test()
 
 

@@ -2,8 +2,10 @@
 
 Everything a user can get wrong is checked here, before anything is built, and answered by one sentence.
 """
+import gc
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -130,6 +132,17 @@ def check_checkpoint(path: str, classes: int | None = None) -> None:
         raise UsageError(f'{path} has {len(head)} classes, but the model has {classes}')
 
 
+@contextmanager
+def processes(cfg: Config) -> Iterator[None]:
+    """Around the runner: the processes of ``cfg.launcher`` start to talk before it and, if it succeeds, end after it.
+
+    After an error the group is left alone: the other processes may be waiting for this one, and would hang both.
+    """
+    start_processes(cfg)
+    yield
+    end_processes()
+
+
 def start_processes(cfg: Config) -> None:
     """Without a GPU, let the processes of torchrun talk over gloo; MMEngine's own start needs CUDA."""
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
@@ -141,3 +154,15 @@ def start_processes(cfg: Config) -> None:
     cfg.model_wrapper_cfg = wrapper
     if torch.distributed.get_rank() == 0:
         print_log(f'No GPU here: {torch.distributed.get_world_size()} processes on the CPU, over gloo')
+
+
+def end_processes() -> None:
+    """Destroy the process group and join its threads while Python still runs.
+
+    A thread of gloo that lets go of its last tensor while the interpreter shuts down aborts the process ("terminate
+    called without an active exception"), and a run that went well fails. The threads are joined once nothing holds the
+    group any longer. The model's DDP wrapper does, inside the reference cycles of a runner: hence the collection.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
