@@ -43,11 +43,16 @@ def mini_voc(tmp_path_factory) -> Path:
 
 def run_tool(script: str, *arguments, check: bool = True, **environment) -> subprocess.CompletedProcess:
     """Run a file of tools/ as a user would, from another folder."""
-    command = ['bash'] if script.endswith('.sh') else [sys.executable]
+    return run_command('bash' if script.endswith('.sh') else sys.executable, ROOT / 'tools' / script, *arguments,
+                       check=check, **environment)
+
+
+def run_command(*command, check: bool = True, **environment) -> subprocess.CompletedProcess:
+    """Run a command with this Python first in PATH and this package in PYTHONPATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-    result = subprocess.run([*command, str(ROOT / 'tools' / script), *map(str, arguments)], capture_output=True,
-                            text=True, cwd='/tmp', env={**os.environ, 'PATH': path, 'PYTHONPATH': str(ROOT),
-                                                        'OMP_NUM_THREADS': '1', **environment})
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd='/tmp',
+                            env={**os.environ, 'PATH': path, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1',
+                                 **environment})
     assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
 

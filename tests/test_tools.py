@@ -1,15 +1,13 @@
 """The commands, as users run them: two real processes, real files."""
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, free_port, run_tool
+from conftest import ROOT, free_port, run_command, run_tool
 from mmengine.runner import load_checkpoint
 from PIL import Image
 
@@ -55,13 +53,10 @@ def test_no_thread_of_gloo_outlives_the_runner(mini_voc, tmp_path):
     """One that does may abort the interpreter's shutdown: exit code -6 after a run that went well."""
     threads = ('import pathlib, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name="__main__"); '
                'print("threads:", *(p.read_text().strip() for p in pathlib.Path("/proc/self/task").glob("*/comm")))')
-    result = subprocess.run(
-        [sys.executable, '-c', threads, ROOT / 'tools' / 'train.py', CONFIG, '--work-dir', tmp_path, '--launcher',
-         'pytorch', '--cfg-options', *SMALL, 'train_dataloader.batch_size=2', 'train_cfg.max_iters=1'],
-        capture_output=True, text=True, cwd='/tmp',
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'VOC_ROOT': str(mini_voc), 'RANK': '0',
-             'LOCAL_RANK': '0', 'WORLD_SIZE': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())})
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run_command(sys.executable, '-c', threads, ROOT / 'tools' / 'train.py', CONFIG, '--work-dir', tmp_path,
+                         '--launcher', 'pytorch', '--cfg-options', *SMALL, 'train_dataloader.batch_size=2',
+                         'train_cfg.max_iters=1', VOC_ROOT=str(mini_voc), RANK='0', LOCAL_RANK='0', WORLD_SIZE='1',
+                         MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
     assert '1 processes on the CPU, over gloo' in result.stdout + result.stderr
     assert 'gloo' not in result.stdout.split('threads:')[1]
 
