@@ -7,7 +7,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from wsbcn_mmseg.conversion.official import Official, convert_official, expected_network
-from wsbcn_mmseg.engine.launch import load_config
+from wsbcn_mmseg.runtime.launch import load_config
 
 EPS = 1e-5
 DEVIATIONS = {'classification': lambda w: (w.flatten(1).var(1) + EPS).sqrt(),
