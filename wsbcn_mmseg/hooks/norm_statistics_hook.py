@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from wsbcn_mmseg.analysis.singularities import distance_to_batch_norm, eliminated, stat_diff, under_represented
-from wsbcn_mmseg.analysis.smoothness import gradient_shares
+from wsbcn_mmseg.diagnostics.singularities import distance_to_batch_norm, eliminated, stat_diff, under_represented
+from wsbcn_mmseg.diagnostics.smoothness import gradient_shares
 from wsbcn_mmseg.layers import ConvWS, ConvWS1d, ConvWS3d
 from wsbcn_mmseg.ops.estimates import recomputing
 
