@@ -30,7 +30,7 @@ def test_cwn_is_centred_and_has_the_length_of_its_gain():
     conv = ConvCWN(4, 6, 3, groups=2).double()
     with torch.no_grad():
         conv.gain.uniform_(.5, 2)
-    kernel = conv.standardized_weight().flatten(1)
+    kernel = conv.effective_weight().flatten(1)
     torch.testing.assert_close(kernel.mean(1), torch.zeros(6, dtype=torch.float64))
     torch.testing.assert_close(kernel.norm(dim=1), conv.gain)
     centred = conv.weight.flatten(1) - conv.weight.flatten(1).mean(1, keepdim=True)
@@ -42,7 +42,7 @@ def test_ordinary_weights_keep_their_kernels(cls):
     ordinary, conv = nn.Conv2d(4, 6, 3), cls(4, 6, 3)
     conv.load_state_dict(ordinary.state_dict())
     wanted = ordinary.weight - (ordinary.weight.mean((1, 2, 3), keepdim=True) if cls is ConvCWN else 0)
-    torch.testing.assert_close(conv.standardized_weight(), wanted)
+    torch.testing.assert_close(conv.effective_weight(), wanted)
 
 
 @pytest.mark.parametrize('name', ['ConvWN', 'ConvCWN'])

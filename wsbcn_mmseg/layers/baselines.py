@@ -3,14 +3,13 @@
 The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; its IN is
 ``dict(type='IN', affine=True)``.
 """
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .bcn import default_num_groups
-from .conv_ws import _WeightStandardized
+from .reparametrized_conv import ReparametrizedConv
 
 
-class _WeightNormalized(_WeightStandardized):
+class WeightNormalized(ReparametrizedConv):
     """Mixin before ``nn.Conv2d``: direction and length of each output channel's kernel as separate parameters.
 
     ``gain``, shape (O,), is the length. It starts at the length that a kernel from Kaiming's normal initialisation
@@ -27,13 +26,10 @@ class _WeightNormalized(_WeightStandardized):
         """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
         return weight
 
-    def standardized_weight(self) -> Tensor:
-        """The kernel that convolves, shape of ``weight``."""
+    def effective_weight(self) -> Tensor:
+        """The kernel that convolves, shape of ``weight``: length ``gain``."""
         direction = self.direction(self.weight.flatten(1))
         return (self.gain[:, None] * direction / direction.norm(dim=1, keepdim=True)).view_as(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self.standardized_weight())
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         weight = state_dict.get(f'{prefix}weight')
@@ -42,16 +38,14 @@ class _WeightNormalized(_WeightStandardized):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@MODELS.register_module()
-class ConvWN(_WeightNormalized, nn.Conv2d):
+class ConvWN(WeightNormalized, nn.Conv2d):
     """2d convolution with Weight Normalization (Salimans and Kingma 2016; Eq. 8): g W / |W|.
 
     Arguments, input and output shapes of :class:`torch.nn.Conv2d`. ``weight`` is W, ``gain`` of shape (O,) is g.
     """
 
 
-@MODELS.register_module()
-class ConvCWN(_WeightNormalized, nn.Conv2d):
+class ConvCWN(WeightNormalized, nn.Conv2d):
     """2d convolution with Centered Weight Normalization (Huang et al. 2017; Eq. 9): g (W - mean) / |W - mean|.
 
     Arguments, input and output shapes of :class:`torch.nn.Conv2d`. ``weight`` is W, ``gain`` of shape (O,) is g.
@@ -61,7 +55,6 @@ class ConvCWN(_WeightNormalized, nn.Conv2d):
         return weight - weight.mean(1, keepdim=True)
 
 
-@MODELS.register_module()
 class GNByWidth(nn.GroupNorm):
     """GroupNorm whose number of groups follows the width: min(32, C / 4) on CIFAR (Section 8.2).
 
