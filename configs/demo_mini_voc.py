@@ -8,8 +8,11 @@ max_iters = 700
 
 model = dict(
     data_preprocessor=dict(size=crop_size, test_cfg=dict(size=(257, 257))),
-    backbone=dict(depth=18, base_channels=32, conv_cfg=conv_cfg, norm_cfg=norm_cfg),
-    decode_head=dict(in_channels=256, channels=64, conv_cfg=conv_cfg, norm_cfg=norm_cfg))
+    backbone=dict(
+        depth=18, base_channels=32, conv_cfg=conv_cfg, norm_cfg=norm_cfg, zero_init_residual=True),
+    decode_head=dict(
+        in_channels=256, channels=64, conv_cfg=conv_cfg, norm_cfg=norm_cfg,
+        init_cfg=dict(type='Normal', std=0.01, override=dict(name='conv_seg'))))  # MMSegmentation's
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
