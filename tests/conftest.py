@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsbcn_mmseg.engine.launch import end_processes
+from wsbcn_mmseg.runtime.launch import end_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)

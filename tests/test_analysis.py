@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsbcn_mmseg.analysis.singularities import (
+from wsbcn_mmseg.diagnostics.singularities import (
     distance_to_batch_norm,
     eliminated,
     stat_diff,
     under_represented,
     weight_elimination,
 )
-from wsbcn_mmseg.analysis.smoothness import gradient_shares, hessian_norms
+from wsbcn_mmseg.diagnostics.smoothness import gradient_shares, hessian_norms
 from wsbcn_mmseg.ops import standardize_weight
 
 

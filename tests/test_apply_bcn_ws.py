@@ -11,9 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from wsbcn_mmseg import apply_bcn_ws
-from wsbcn_mmseg.conversion import zoo
-from wsbcn_mmseg.engine.checkpoint import read_weights
+from wsbcn_mmseg.experiments import zoo
 from wsbcn_mmseg.layers import BCN, AdaptiveConvWS, ConvWS
+from wsbcn_mmseg.runtime.checkpoint import read_weights
 
 FCN = 'fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 DOZEN = [

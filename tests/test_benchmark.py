@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsbcn_mmseg import benchmark
-from wsbcn_mmseg.benchmark import Options
+from wsbcn_mmseg.benchmarks import Options, deployment, layers, networks, watching, write_results
 
 SHAPE = (2, 64, 9, 7)
 
@@ -29,18 +28,18 @@ def key(row) -> tuple:
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_layers(dtype, channels_last):
-    rows = benchmark.layers(Options(dtype=dtype, channels_last=channels_last, repeats=2), [SHAPE])
+    rows = layers.layers(Options(dtype=dtype, channels_last=channels_last, repeats=2), [SHAPE])
     assert len({key(row) for row in rows}) == len(rows) == 5 * 3
     assert {row['pass'] for row in rows} == {'forward', 'backward', 'both'}
     for row in rows:
-        assert min(row['ms'], row['copy_ms'], row['copy_bandwidth_share'], *map(row.get, benchmark.LAYER_BASES)) > 0
+        assert min(row['ms'], row['copy_ms'], row['copy_bandwidth_share'], *map(row.get, layers.LAYER_BASES)) > 0
         if (row['layer'], row['implementation']) == ('GroupNorm', 'native'):
             assert row['vs_group_norm'] == 1
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_fused_bcn_keeps_its_input_and_little_else(channels_last):
-    rows = benchmark.layers(Options(channels_last=channels_last, repeats=1), [SHAPE])
+    rows = layers.layers(Options(channels_last=channels_last, repeats=1), [SHAPE])
     kept = {(row['layer'], row['implementation']): row['saved_bytes'] for row in rows}
     activation, planes = 4 * torch.Size(SHAPE).numel(), 4 * 2 * 64
     for name in ('BCN micro-batch', 'BCN large-batch'):
@@ -50,40 +49,40 @@ def test_fused_bcn_keeps_its_input_and_little_else(channels_last):
 
 
 def test_one_value_per_channel_leaves_out_who_cannot():
-    rows = benchmark.layers(Options(repeats=1), [(1, 64, 1, 1)])
+    rows = layers.layers(Options(repeats=1), [(1, 64, 1, 1)])
     assert {row['layer'] for row in rows} == {'GroupNorm', 'BCN micro-batch'}
     assert {row['vs_batch_norm'] for row in rows} == {None}
 
 
 def test_networks(root, tmp_path, monkeypatch):
-    chosen = [network for network in benchmark._networks('cpu') if network.implementation in ('native', 'reference')]
-    monkeypatch.setattr(benchmark, '_networks', lambda device: [chosen[0], chosen[-1]])
+    chosen = [network for network in networks._networks('cpu') if network.implementation in ('native', 'reference')]
+    monkeypatch.setattr(networks, '_networks', lambda device: [chosen[0], chosen[-1]])
     options = Options(repeats=1, crop=33, depths=[50], configs=root / 'configs')
-    bn, plain = rows = benchmark.networks(options)
+    bn, plain = rows = networks.networks(options)
     assert key(bn) == ('BN', 'native', '2x3x33x33', 'training step') and bn['network'] == 'DeepLabV3-R50'
     assert bn['vs_bn'] == bn['saved_vs_bn'] == 1 and plain['vs_bn'] > 0 and plain['saved_vs_bn'] > 1
-    _, plot = benchmark.write('networks', rows, options, tmp_path)
+    _, plot = write_results('networks', rows, options, tmp_path)
     assert Image.open(plot).format == 'PNG'
 
 
 def test_watching(root, tmp_path):
     options = Options(repeats=1, crop=33, batches=[2], configs=root / 'configs')
-    rows = benchmark.watching(options)
+    rows = watching.watching(options)
     assert [row['implementation'] for row in rows] == ['plain', 'sampled', 'sampled, gradients']
     assert rows[0]['vs_plain'] == 1 and rows[0]['percent_at_interval_50'] == 0
     assert all(row['percent_at_interval_50'] == pytest.approx(2 * (row['vs_plain'] - 1)) for row in rows)
-    path, plot = benchmark.write('watching', rows, options, tmp_path)
+    path, plot = write_results('watching', rows, options, tmp_path)
     assert path.name == 'watching_cpu_float32.csv' and Image.open(plot).format == 'PNG'
 
 
 def test_deployment(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, '_in_onnx_runtime', lambda network: network)  # test_deployment.py has the real one
+    monkeypatch.setattr(deployment, '_in_onnx_runtime', lambda network: network)  # test_deployment.py has the real one
     options = Options(repeats=2, crop=33, depths=[50], batches=[1], configs=root / 'configs')
-    rows = benchmark.deployment(options)
+    rows = deployment.deployment(options)
     names = [(row['layer'], row['implementation']) for row in rows]
     assert names[:3] == [('GN', 'native'), ('BCN+WS', 'original'), ('BCN+WS', 'folded')]
     assert rows[0]['vs_group_norm'] == rows[1]['vs_original'] == 1 and rows[2]['vs_group_norm'] > 0
-    path, plot = benchmark.write('deployment', rows, options, tmp_path)
+    path, plot = write_results('deployment', rows, options, tmp_path)
     assert path.name == 'deployment_cpu_float32.csv' and Image.open(plot).format == 'PNG'
 
 

@@ -13,9 +13,9 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
-from wsbcn_mmseg.engine.checkpoint import read_weights, safe_loading
-from wsbcn_mmseg.engine.launch import load_config
 from wsbcn_mmseg.layers import BCN, ConvCWN, ConvWN, ConvWS
+from wsbcn_mmseg.runtime.checkpoint import read_weights, safe_loading
+from wsbcn_mmseg.runtime.launch import load_config
 
 pytest.importorskip('mmpretrain', reason='the classification configs need mmpretrain')
 CONFIGS = sorted(path for folder in ('imagenet', 'cifar') for path in (ROOT / 'configs' / folder).glob('*.py'))

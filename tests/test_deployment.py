@@ -21,9 +21,9 @@ from PIL import Image
 from test_fold import settle
 
 from wsbcn_mmseg import infer, load_segmentor
-from wsbcn_mmseg.engine.launch import UsageError
 from wsbcn_mmseg.export import FORMATS, Format, Logits, export, onnx_runner
 from wsbcn_mmseg.inference import find_images, read_image
+from wsbcn_mmseg.runtime.errors import UsageError
 
 SMALL = {'base_channels=32': 'base_channels=8', 'in_channels=256, channels=64': 'in_channels=64, channels=16',
          '(257, 257)': '(129, 129)'}

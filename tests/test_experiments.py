@@ -8,9 +8,9 @@ import torch
 from conftest import run_tool
 from PIL import Image
 
-from wsbcn_mmseg.analysis.comparison import Training, compare, markdown_table, summarise
-from wsbcn_mmseg.analysis.experiments import FixedStatisticsNorm, four_layer_network
-from wsbcn_mmseg.engine.norm_statistics_hook import FILE
+from wsbcn_mmseg.experiments.comparison import Training, compare, markdown_table, summarise
+from wsbcn_mmseg.experiments.paper_figures import FixedStatisticsNorm, four_layer_network
+from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 
 pytest.importorskip('mmpretrain', reason='the digits train by mmpretrain')
 pytest.importorskip('sklearn', reason='the digits come with scikit-learn')

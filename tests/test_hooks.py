@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from wsbcn_mmseg.engine import BCNUpdateRateHook, SyncNormStatisticsHook
-from wsbcn_mmseg.engine.checkpoint import read_checkpoint, safe_loading
+from wsbcn_mmseg.hooks import BCNUpdateRateHook, SyncNormStatisticsHook
 from wsbcn_mmseg.layers import BCN, ConvWS
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint, safe_loading
 
 
 class Images(Dataset):

@@ -12,10 +12,11 @@ from test_hooks import Images, Model, make_runner
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from wsbcn_mmseg.analysis.singularities import stat_diff
-from wsbcn_mmseg.analysis.smoothness import gradient_shares
-from wsbcn_mmseg.engine import BCNUpdateRateHook, NormStatisticsHook
-from wsbcn_mmseg.engine.norm_statistics_hook import FILE, merge
+from wsbcn_mmseg.diagnostics.singularities import stat_diff
+from wsbcn_mmseg.diagnostics.smoothness import gradient_shares
+from wsbcn_mmseg.hooks import BCNUpdateRateHook, NormStatisticsHook
+from wsbcn_mmseg.hooks.norm_samples import merge
+from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 from wsbcn_mmseg.layers import BCN, ConvWS
 from wsbcn_mmseg.visualization import read_scalars
 

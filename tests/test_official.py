@@ -11,8 +11,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from wsbcn_mmseg.conversion.official import Official, convert_official, expected_network
-from wsbcn_mmseg.engine.checkpoint import read_weights
-from wsbcn_mmseg.engine.launch import load_config
+from wsbcn_mmseg.runtime.checkpoint import read_weights
+from wsbcn_mmseg.runtime.launch import load_config
 
 EPS = 1e-5
 

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
-from wsbcn_mmseg import stack
 from wsbcn_mmseg.layers import BCN, ConvWS
+from wsbcn_mmseg.runtime import stack
 
 
 def test_readme_snippet_is_a_config_that_works(root, tmp_path):

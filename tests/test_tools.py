@@ -11,7 +11,7 @@ from conftest import ROOT, free_port, run_command, run_tool
 from mmengine.runner import load_checkpoint
 from PIL import Image
 
-from wsbcn_mmseg.engine.checkpoint import read_checkpoint, read_weights, safe_loading
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint, read_weights, safe_loading
 
 CONFIG = ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py'
 MICRO = ROOT / 'configs' / 'deeplabv3_r101_bcn_ws_micro_voc.py'

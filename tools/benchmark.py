@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from wsbcn_mmseg.benchmark import BENCHMARKS, Options, table, write
+from wsbcn_mmseg.benchmarks import BENCHMARKS, Options, results_table, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,10 +58,10 @@ def main() -> None:
         console.print(f'{name.capitalize()} on {args.device}, {args.threads} threads, into {args.out}')
         try:
             rows = BENCHMARKS[name].run(options)
-            paths = write(name, rows, options, args.out)
+            paths = write_results(name, rows, options, args.out)
         except torch.cuda.OutOfMemoryError:
             sys.exit(f'benchmark.py: {name} do not fit into the GPU; choose a smaller --crop or --batch')
-        console.print(table(name.capitalize(), rows, BENCHMARKS[name].columns))
+        console.print(results_table(name.capitalize(), rows, BENCHMARKS[name].columns))
         console.print(f'Wrote {paths[0]} and {paths[1].name}')
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from wsbcn_mmseg.conversion.official import convert_official
-from wsbcn_mmseg.engine.checkpoint import read_weights
+from wsbcn_mmseg.runtime.checkpoint import read_weights
 
 
 def parse_args() -> argparse.Namespace:

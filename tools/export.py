@@ -11,9 +11,9 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from wsbcn_mmseg import load_segmentor
-from wsbcn_mmseg.engine.launch import UsageError
 from wsbcn_mmseg.export import FORMATS, TOLERANCE, export
 from wsbcn_mmseg.inference import find_images, images_of_test_set
+from wsbcn_mmseg.runtime.errors import UsageError
 
 MOST_IMAGES = 4
 

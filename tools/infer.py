@@ -12,8 +12,8 @@ import torch
 from mmengine.config import DictAction
 
 from wsbcn_mmseg import fold, infer, load_segmentor
-from wsbcn_mmseg.engine.launch import UsageError
-from wsbcn_mmseg.inference import MODES, find_images
+from wsbcn_mmseg.inference import INFERENCE_MODES, find_images
+from wsbcn_mmseg.runtime.errors import UsageError
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, required=True, help='folder for the results')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: %(default)s')
     parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
-    parser.add_argument('--mode', choices=MODES, help='whole images or a sliding window (default: as in the config)')
+    parser.add_argument('--mode', choices=INFERENCE_MODES,
+                        help='whole images or a sliding window (default: as in the config)')
     parser.add_argument('--batch', type=int, default=1, metavar='N', help='images of one size that run together')
     parser.add_argument('--opacity', type=float, default=0.5, help='of the colours in overlays (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',

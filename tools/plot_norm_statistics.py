@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from wsbcn_mmseg.analysis.figures import (
+from wsbcn_mmseg.experiments.watched_runs import (
     plot_eliminated,
     plot_gradient_shares,
     plot_histograms,

@@ -4,7 +4,7 @@ CIFAR_ROOT has it). Writes PNG, SVG and the numbers as CSV."""
 import argparse
 from pathlib import Path
 
-from wsbcn_mmseg.analysis.experiments import figure_4, figure_5, figure_6
+from wsbcn_mmseg.experiments.paper_figures import figure_4, figure_5, figure_6
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'digits' / 'resnet8_gn_digits.py'
 

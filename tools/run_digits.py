@@ -6,7 +6,7 @@ Writes a table and a plot. What was trained before is not trained again: stop an
 import argparse
 from pathlib import Path
 
-from wsbcn_mmseg.analysis.comparison import Training, compare
+from wsbcn_mmseg.experiments.comparison import Training, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ['BN', 'GN', 'GN+WS', 'BCN', 'BCN+WS']

@@ -7,7 +7,7 @@ table and a plot. What was trained before is not trained again: stop and go on a
 import argparse
 from pathlib import Path
 
-from wsbcn_mmseg.analysis.comparison import Training, compare
+from wsbcn_mmseg.experiments.comparison import Training, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {'BN': dict(type='BN'), 'GN': dict(type='GNByWidth', min_channels_per_group=2),

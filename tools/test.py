@@ -6,16 +6,10 @@ import sys
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from wsbcn_mmseg.engine.checkpoint import safe_loading
-from wsbcn_mmseg.engine.launch import (
-    UsageError,
-    check_checkpoint,
-    check_data,
-    check_gpus,
-    load_config,
-    num_classes,
-    processes,
-)
+from wsbcn_mmseg.runtime.checkpoint import safe_loading
+from wsbcn_mmseg.runtime.checks import check_checkpoint, check_data, check_gpus, num_classes
+from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.launch import load_config, processes
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wsbcn_mmseg.conversion.zoo import Result, check, families, read_table, table
+from wsbcn_mmseg.experiments.zoo import Result, check, families, read_table, table
 
 ROOT = Path(__file__).resolve().parent.parent
 

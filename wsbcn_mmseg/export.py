@@ -20,8 +20,8 @@ from torch.export import Dim
 
 import wsbcn_mmseg
 from wsbcn_mmseg.conversion import fold
-from wsbcn_mmseg.engine.launch import UsageError
 from wsbcn_mmseg.inference import preprocess_steps, read_image
+from wsbcn_mmseg.runtime.errors import UsageError
 
 RANDOM_SIZES = ((1, 96, 128), (2, 161, 97), (1, 129, 193))  # images, height, width
 EXAMPLE = (2, 129, 97)  # what is traced; two images, or exporters take one for a constant

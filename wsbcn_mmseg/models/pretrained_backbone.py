@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
-from wsbcn_mmseg.engine.checkpoint import read_weights
+from wsbcn_mmseg.runtime.checkpoint import read_weights
 
 # What a classifier has behind its backbone when nothing marks the backbone.
 _CLASSIFIER = ('fc.', 'head.', 'classifier.')

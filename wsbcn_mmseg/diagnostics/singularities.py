@@ -2,7 +2,7 @@
 
 A channel is eliminated where ReLU never lets it through, and under-represented where it is small beside the others that
 are normalised with it. Everything here is a function of per-channel statistics of shape (C,); what collects them during
-training is :class:`wsbcn_mmseg.engine.NormStatisticsHook`.
+training is :class:`wsbcn_mmseg.hooks.NormStatisticsHook`.
 """
 from collections.abc import Iterable
 

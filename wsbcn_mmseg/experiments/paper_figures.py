@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 from rich.progress import track
 from torch import Tensor, nn
 
-from wsbcn_mmseg.analysis.figures import draw_gradient_shares, plot_stat_diff, read_norm_statistics, save
 from wsbcn_mmseg.datasets import Digits
-from wsbcn_mmseg.engine.norm_statistics_hook import FILE
+from wsbcn_mmseg.experiments.watched_runs import draw_gradient_shares, plot_stat_diff, read_norm_statistics, save
+from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 from wsbcn_mmseg.visualization import COLOURS, MARKERS, read_scalars, write_csv
 
 GN, LN = dict(type='GNByWidth', min_channels_per_group=4), dict(type='GN', num_groups=1)

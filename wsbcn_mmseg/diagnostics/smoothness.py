@@ -4,8 +4,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PARTS = ('Eq. 12', 'Eq. 11', 'left')
-
 
 def gradient_shares(standardized: Tensor, gradient: Tensor) -> Tensor:
     r"""What Eq. 12 and Eq. 11 remove of the gradient, and what is left (Eq. 17 and 20; Fig. 4, right).

@@ -15,10 +15,9 @@ from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wsbcn_mmseg.conversion import apply_bcn_ws
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.conv_ws import _WeightStandardized
-
-from .config import apply_bcn_ws
 
 CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 SMALL = ('r18', 'r50', 'hr18s', 'b0', 'tiny', '-t_', 's16', 'small', '-s_', 's12', 'base', 'b16')  # first choices

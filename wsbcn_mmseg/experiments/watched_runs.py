@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from wsbcn_mmseg.engine.norm_statistics_hook import FILE
+from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 from wsbcn_mmseg.visualization import COLOURS, MARKERS
 
 LABELS = {'epoch': 'Epoch', 'iter': 'Iteration'}

@@ -1,19 +1,14 @@
-"""From a config file to a runner: what train.py and test.py share.
-
-Everything a user can get wrong is checked here, before anything is built, and answered by one sentence.
-"""
-import gc
+"""What a user can get wrong before a run, checked before anything is built; each fault is one sentence."""
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 
 from .checkpoint import read_weights
+from .errors import UsageError
 
 _WHERE = {
     'PascalVOCDataset': 'set VOC_ROOT to your VOCdevkit/VOC2012, or make a small synthetic one with '
@@ -23,29 +18,6 @@ _WHERE = {
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),
                     'set CIFAR_ROOT to the folder that holds cifar-10-batches-py/ and cifar-100-python/')
 }
-
-
-class UsageError(Exception):
-    """Something that the user can put right; the message says how."""
-
-
-def load_config(path: str, options: dict | None, work_dir: str | None, launcher: str) -> Config:
-    """Read a config and merge the command line into it.
-
-    ``WORLD_SIZE`` must be known before the config is read: batch sizes and schedules depend on it.
-    """
-    if not Path(path).is_file():
-        raise UsageError(f'config {path} does not exist')
-    if launcher == 'slurm':
-        os.environ.setdefault('WORLD_SIZE', os.environ.get('SLURM_NTASKS', '1'))
-    try:
-        cfg = Config.fromfile(path)
-    except SyntaxError as error:
-        raise UsageError(f'config {path} is not Python: line {error.lineno}, {error.msg}') from error
-    cfg.launcher = launcher
-    cfg.merge_from_dict(options or {})
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
-    return cfg
 
 
 def check_gpus() -> None:
@@ -130,39 +102,3 @@ def check_checkpoint(path: str, classes: int | None = None) -> None:
     head = weights.get('decode_head.conv_seg.weight')
     if head is not None and classes and len(head) != classes:
         raise UsageError(f'{path} has {len(head)} classes, but the model has {classes}')
-
-
-@contextmanager
-def processes(cfg: Config) -> Iterator[None]:
-    """Around the runner: the processes of ``cfg.launcher`` start to talk before it and, if it succeeds, end after it.
-
-    After an error the group is left alone: the other processes may be waiting for this one, and would hang both.
-    """
-    start_processes(cfg)
-    yield
-    end_processes()
-
-
-def start_processes(cfg: Config) -> None:
-    """Without a GPU, let the processes of torchrun talk over gloo; MMEngine's own start needs CUDA."""
-    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
-        return
-    torch.distributed.init_process_group('gloo')
-    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-                   find_unused_parameters=cfg.get('find_unused_parameters', False))
-    wrapper.update(cfg.get('model_wrapper_cfg') or {})
-    cfg.model_wrapper_cfg = wrapper
-    if torch.distributed.get_rank() == 0:
-        print_log(f'No GPU here: {torch.distributed.get_world_size()} processes on the CPU, over gloo')
-
-
-def end_processes() -> None:
-    """Destroy the process group and join its threads while Python still runs.
-
-    A thread of gloo that lets go of its last tensor while the interpreter shuts down aborts the process ("terminate
-    called without an active exception"), and a run that went well fails. The threads are joined once nothing holds the
-    group any longer. The model's DDP wrapper does, inside the reference cycles of a runner: hence the collection.
-    """
-    if torch.distributed.is_initialized():
-        gc.collect()
-        torch.distributed.destroy_process_group()

@@ -1,1 +1,0 @@
-"""Measurements on networks and trainings."""

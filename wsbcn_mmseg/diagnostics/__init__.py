@@ -1,0 +1,1 @@
+"""The quantities of the analysis in the paper, as functions of tensors."""

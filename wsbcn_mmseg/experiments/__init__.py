@@ -1,0 +1,1 @@
+"""Trainings side by side, and the figures of the paper made again."""

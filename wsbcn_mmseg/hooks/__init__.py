@@ -1,0 +1,6 @@
+"""Hooks for training."""
+from .norm_statistics_hook import NormStatisticsHook
+from .sync_statistics_hook import SyncNormStatisticsHook
+from .update_rate_hook import BCNUpdateRateHook
+
+__all__ = ['BCNUpdateRateHook', 'NormStatisticsHook', 'SyncNormStatisticsHook']

@@ -1,0 +1,75 @@
+"""From files to images."""
+import glob
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from wsbcn_mmseg.runtime.errors import UsageError
+
+IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')  # of pixels; no other is opened
+SUFFIXES = {'.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.mpo', '.pbm', '.pgm', '.png', '.pnm',
+            '.ppm', '.tif', '.tiff', '.webp'}  # what is taken from folders
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as RGB, uint8 of shape (H, W, 3).
+
+    Turned upright as EXIF says; grey becomes RGB; transparent parts become white; 16-bit values are divided by 257; of
+    animations the first frame counts.
+
+    Raises:
+        ValueError: If the file is missing, damaged or no image of these kinds; one sentence, without the path.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                return np.array(_rgb(ImageOps.exif_transpose(image)))
+    except FileNotFoundError as error:
+        raise ValueError('does not exist') from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f'has more than {Image.MAX_IMAGE_PIXELS:,} pixels') from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError('is no image, or of a format unknown here') from error
+    except ValueError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise ValueError(f'cannot be decoded ({error or type(error).__name__})') from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ('I', 'I;16', 'I;16B', 'I;16L', 'I;16N'):
+        values = np.asarray(image).astype(np.int64)
+        if not 0 <= values.min() <= values.max() < 2**16:
+            raise ValueError(f'has values from {values.min()} to {values.max()}, beyond 16 bits')
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    if image.mode == 'F':
+        raise ValueError('has floating-point values, whose black and white nobody knows')
+    if 'A' in image.mode or 'a' in image.mode or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+    return image.convert('RGB')
+
+
+def find_images(patterns: Iterable[str | Path]) -> list[Path]:
+    """The files that are meant: files themselves, all images in and below folders, matches of globs; each once.
+
+    Raises:
+        UsageError: If a folder or a glob holds no image.
+    """
+    found = []
+    for pattern in map(str, patterns):
+        if Path(pattern).is_dir():
+            files = sorted(path for path in Path(pattern).rglob('*') if path.suffix.lower() in SUFFIXES
+                           and path.is_file())
+        elif not Path(pattern).exists() and glob.has_magic(pattern):
+            files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+        else:
+            files = [Path(pattern)]  # missing or damaged, it will get its sentence
+        if not files:
+            raise UsageError(f'{pattern} holds no images')
+        found += files
+    return list(dict.fromkeys(found))

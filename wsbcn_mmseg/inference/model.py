@@ -1,0 +1,95 @@
+"""From a checkpoint to a network that predicts."""
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from mmseg.registry import MODELS
+from torch import nn
+
+from wsbcn_mmseg.datasets.voc_aug import voc_palette
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint, read_weights
+from wsbcn_mmseg.runtime.checks import check_checkpoint, num_classes
+from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.launch import load_config
+
+from .pipeline import test_set
+
+
+def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: str = 'cpu',
+                   options: dict | None = None) -> nn.Module:
+    """A trained segmentor, ready to predict.
+
+    Like MMSegmentation's ``init_model``, and further: reads the checkpoint with ``weights_only=True`` and refuses one
+    that does not fill the network.
+
+    Args:
+        config: Config file, or a config.
+        checkpoint: The file that a training run saved.
+        device: As PyTorch names it. Defaults to the CPU.
+        options: Settings that replace those of the config. Defaults to None.
+
+    Returns:
+        The network in evaluation mode, with its config as ``cfg`` and ``dict(classes=..., palette=...)`` as
+        ``dataset_meta``.
+
+    Raises:
+        UsageError: If a file is missing or unreadable, or the two do not belong together; one sentence.
+    """
+    cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(str(config), options, None, 'none')
+    if not cfg.get('model'):
+        raise UsageError(f'{config} describes no model')
+    if '://' in str(checkpoint):
+        raise UsageError(f'{checkpoint} is not on this machine; download it first')
+    check_checkpoint(str(checkpoint), num_classes(cfg))
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    description = copy.deepcopy(cfg.model)
+    for part in (description, description.get('backbone') or {}):
+        part.pop('init_cfg', None)  # the checkpoint has it all
+    try:
+        model = MODELS.build(description)
+    except KeyError as error:  # a type that nobody registered
+        raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
+    try:
+        problems = model.load_state_dict(read_weights(checkpoint), strict=False)
+    except RuntimeError as error:  # shapes differ; the first line says no more than that
+        raise UsageError(f'{checkpoint} was trained with another network: '
+                         f'{str(error).splitlines()[1].strip()}') from error
+    missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
+    if missing or problems.unexpected_keys:
+        raise UsageError(f'{checkpoint} was trained with another network: {len(missing)} tensors missing, '
+                         f'{len(problems.unexpected_keys)} unexpected, such as '
+                         f'{(missing or problems.unexpected_keys)[0]}')
+    model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint)
+    model.to(_device(device))
+    model.eval()
+    return model
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
+        raise UsageError(f'there is no device {name!r} here; choose another, such as cpu') from error
+    return device
+
+
+def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
+    """Names and colours of the classes: from the checkpoint, the config's data set, or numbers and VOC's colours."""
+    dataset = test_set(cfg)
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        dataset_type = registry.get(dataset['type']) if 'type' in dataset else None
+    known = dict(getattr(dataset_type, 'METAINFO', {})) | dict(dataset.get('metainfo') or {})
+    meta = read_checkpoint(checkpoint).get('meta')
+    meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    known |= {key: value for key, value in (meta if isinstance(meta, dict) else {}).items() if value}
+    count = max(num_classes(cfg) or 2, 2)
+    if len(known.get('classes') or range(count)) != count:
+        raise UsageError(f"the model has {count} classes, but {checkpoint} or the config names "
+                         f"{len(known['classes'])}")
+    classes = known.get('classes') or [str(index) for index in range(count)]
+    palette = known.get('palette') or np.reshape(voc_palette(), (-1, 3))[:len(classes)].tolist()
+    return dict(classes=list(classes), palette=[list(map(int, colour)) for colour in palette])

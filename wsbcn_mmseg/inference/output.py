@@ -1,0 +1,54 @@
+"""From labels to files."""
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from wsbcn_mmseg.datasets.voc_aug import save_label
+
+KINDS = ('labels', 'masks', 'overlays')  # of the files, each in a folder of that name
+
+
+def unique_names(sources: list) -> list[str]:
+    """A file name for each, no two the same."""
+    names, taken = [], set()
+    for number, source in enumerate(sources, 1):
+        stem = f'image_{number}' if isinstance(source, np.ndarray) else source.stem
+        name = next(name for name in (stem, *(f'{stem}_{i}' for i in range(2, len(sources) + 2))) if name not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray, meta: dict,
+           opacity: float) -> dict[str, Path]:
+    colours = np.array(meta['palette'], np.uint8)[np.minimum(labels, len(meta['palette']) - 1)]
+    paths = {kind: out / kind / f'{name}.png' for kind in KINDS}
+    save_label(paths['labels'], labels)
+    with_legend(colours, labels, meta).save(paths['masks'])
+    Image.fromarray(((1 - opacity) * image + opacity * colours).round().astype(np.uint8)).save(paths['overlays'])
+    return paths
+
+
+def with_legend(colours: np.ndarray, labels: np.ndarray, meta: dict) -> Image.Image:
+    """A colour mask, and beside it the names of the classes in it with their share of the pixels.
+
+    Args:
+        colours: uint8 of shape (H, W, 3).
+        labels: Class of every pixel, shape (H, W).
+        meta: ``dict(classes=..., palette=...)``.
+    """
+    counts = np.bincount(labels.ravel(), minlength=len(meta['classes']))
+    entries = [(tuple(colour), f'{name}  {count / labels.size:.1%}')
+               for colour, name, count in zip(meta['palette'], meta['classes'], counts, strict=False) if count]
+    font, line = ImageFont.load_default(14), 22
+    width = 40 + max(int(font.getlength(text)) for _, text in entries)
+    height, mask_width = labels.shape
+    picture = Image.new('RGB', (mask_width + width, max(height, line * len(entries) + 8)), 'white')
+    picture.paste(Image.fromarray(colours))
+    draw = ImageDraw.Draw(picture)
+    for row, (colour, text) in enumerate(entries):
+        top = 4 + row * line
+        draw.rectangle((mask_width + 8, top + 2, mask_width + 24, top + 18), fill=colour, outline='black')
+        draw.text((mask_width + 30, top + 2), text, fill='black', font=font)
+    return picture

@@ -1,0 +1,194 @@
+"""From images to labels."""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import Compose
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from rich.progress import Progress
+from torch import nn
+
+from wsbcn_mmseg.runtime.errors import UsageError
+
+from .images import find_images, read_image
+from .output import KINDS, unique_names, write_prediction
+from .pipeline import preprocess_steps
+
+INFERENCE_MODES = ('whole', 'slide')
+
+
+@dataclass
+class Prediction:
+    """What became of an image.
+
+    Attributes:
+        source: The path of its file, or 'image N' of an array.
+        labels: Class of every pixel, uint8 of shape (H, W) of the upright image; None where there is a problem, and
+            where it was written to files.
+        files: Paths of what was written, by kind: 'labels', 'masks', 'overlays'.
+        problem: Why there is no result, one sentence; None if there is one.
+    """
+    source: str
+    labels: np.ndarray | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str | Path | None = None, *,
+          tta: bool = False, mode: str | None = None, batch: int = 1, opacity: float = 0.5,
+          progress: bool = True) -> list[Prediction]:
+    """Segment images; no file, whatever is wrong with it, stops the others.
+
+    Args:
+        model: From :func:`load_segmentor`; a folded one (:func:`wsbcn_mmseg.fold`) works too.
+        images: Files, folders, globs, and arrays in RGB, uint8 of shape (H, W, 3); one or a sequence.
+        out: Folder for ``labels/NAME.png`` (palette of VOC), ``masks/NAME.png`` (colours, with a legend) and
+            ``overlays/NAME.png``; None writes nothing and returns the labels. Defaults to None.
+        tta: Average over several scales and mirroring, as the config's ``tta_pipeline`` says. Defaults to False.
+        mode: 'whole' images at a time, or 'slide': a window over each; the config's ``test_cfg`` or ``crop_size`` says
+            of what size. Defaults to None: what the config says.
+        batch: Images that run together, where they are of one size. Defaults to 1.
+        opacity: Of the colours in overlays, 0 to 1. Defaults to 0.5.
+        progress: Show a progress bar. Defaults to True.
+
+    Returns:
+        One prediction per image, in their order.
+
+    Raises:
+        UsageError: If the arguments cannot be met; one sentence.
+    """
+    if isinstance(images, (str, Path, np.ndarray)):
+        images = [images]
+    if len(model.dataset_meta['classes']) > 256:
+        raise UsageError('label files hold up to 256 classes, the model has more')
+    if batch < 1 or not 0 <= opacity <= 1:
+        raise UsageError(f'expected batch of at least 1 and opacity from 0 to 1, got {batch} and {opacity}')
+    odd = next((image for image in images if not isinstance(image, (str, Path, np.ndarray))), None)
+    if odd is not None:
+        raise UsageError(f'expected paths and arrays, got a {type(odd).__name__}')
+    sources = [source for image in images
+               for source in ([image] if isinstance(image, np.ndarray) else find_images([image]))]
+    network, pipeline = _network(model, tta), Compose(preprocess_steps(model.cfg, tta))
+    names = unique_names(sources)
+    predictions = [Prediction(name if isinstance(source, np.ndarray) else str(source))
+                   for name, source in zip(names, sources, strict=True)]
+    if out is not None:
+        for kind in KINDS:
+            Path(out, kind).mkdir(parents=True, exist_ok=True)
+
+    with _InferenceMode(model, mode), Progress(disable=not progress) as bar:
+        task = bar.add_task('Segmenting', total=len(sources))
+        for group in _groups(sources, predictions, pipeline, batch):
+            for index, image, labels in _predict(network, group, predictions):
+                prediction = predictions[index]
+                if out is None:
+                    prediction.labels = labels
+                else:
+                    try:
+                        prediction.files = write_prediction(Path(out), names[index], image, labels,
+                                                            model.dataset_meta, opacity)
+                    except OSError as error:
+                        prediction.problem = f'the results of {prediction.source} cannot be written ({error})'
+            bar.update(task, completed=sum(bool(p.problem or p.files or p.labels is not None) for p in predictions))
+        bar.update(task, completed=len(sources))
+    return predictions
+
+
+def _network(model: nn.Module, tta: bool) -> nn.Module:
+    if not tta:
+        return model
+    if 'tta_pipeline' not in model.cfg or 'tta_model' not in model.cfg:
+        raise UsageError('the config has no tta_pipeline and tta_model; configs/_base_/voc_aug.py shows them')
+    return MODELS.build(dict(**model.cfg.tta_model, module=model)).eval()
+
+
+class _InferenceMode:
+    """Within, the model infers whole images or by a sliding window."""
+
+    def __init__(self, model: nn.Module, mode: str | None):
+        if mode not in (None, *INFERENCE_MODES):
+            raise UsageError(f'mode must be one of {", ".join(INFERENCE_MODES)}, got {mode}')
+        self.model, self.before = model, model.test_cfg
+        self.test_cfg = ConfigDict(self.before or {}, mode=mode or (self.before or {}).get('mode', 'whole'))
+        if self.test_cfg.mode == 'slide' and 'crop_size' not in self.test_cfg:
+            crop = model.cfg.get('crop_size') or (512, 512)
+            crop = (crop, crop) if isinstance(crop, int) else tuple(crop)
+            self.test_cfg.update(crop_size=crop, stride=tuple(max(1, side * 2 // 3) for side in crop))
+
+    def __enter__(self):
+        self.model.test_cfg = self.test_cfg
+
+    def __exit__(self, *_):
+        self.model.test_cfg = self.before
+
+
+_Item = tuple[int, np.ndarray, dict]  # which image, its pixels, what the pipeline made of it
+
+
+def _groups(sources: list, predictions: list[Prediction], pipeline: Compose, batch: int) -> Iterator[list[_Item]]:
+    """Up to ``batch`` images of one size at a time; few wait for others of theirs."""
+    waiting: dict[tuple, list[_Item]] = {}
+    for index, source in enumerate(sources):
+        try:
+            image = _checked(source) if isinstance(source, np.ndarray) else read_image(source)
+        except ValueError as error:
+            predictions[index].problem = f'{predictions[index].source} {error}'
+            continue
+        try:
+            data = pipeline(dict(img=np.ascontiguousarray(image[..., ::-1])))  # OpenMMLab reads files as BGR
+        except Exception as error:  # transforms raise nearly anything on sizes that they were not made for
+            predictions[index].problem = _failure(predictions[index], error)
+            continue
+        inputs = data['inputs'] if isinstance(data['inputs'], list) else [data['inputs']]
+        shapes = image.shape, *(tuple(part.shape) for part in inputs)
+        waiting.setdefault(shapes, []).append((index, image, data))
+        if len(waiting[shapes]) == batch:
+            yield waiting.pop(shapes)
+        elif sum(map(len, waiting.values())) >= 4 * batch:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f'is not uint8 of shape (H, W, 3) but {image.dtype} of shape {image.shape}')
+    return image
+
+
+def _predict(network: nn.Module, group: list[_Item], predictions: list[Prediction]) -> Iterator:
+    """Index, pixels and labels of each image of a group; one by one where the group fails."""
+    try:
+        with torch.no_grad():
+            samples = network.test_step(_collate([data for _, _, data in group]))
+    except Exception as error:
+        if len(group) == 1:
+            prediction = predictions[group[0][0]]
+            prediction.problem = _failure(prediction, error)
+            return
+        for item in group:
+            yield from _predict(network, [item], predictions)
+        return
+    for (index, image, _), sample in zip(group, samples, strict=True):
+        yield index, image, _labels(sample)
+
+
+def _failure(prediction: Prediction, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f'{prediction.source} cannot be segmented ({reason})'
+
+
+def _collate(items: list[dict]) -> dict:
+    """As MMEngine's ``pseudo_collate``: lists over the images, inside lists over the augmentations of each."""
+    batch = {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
+    if isinstance(batch['inputs'][0], list):
+        batch = {key: [list(part) for part in zip(*values, strict=True)] for key, values in batch.items()}
+    return batch
+
+
+def _labels(sample: SegDataSample) -> np.ndarray:
+    labels = sample.pred_sem_seg.data.cpu().numpy()
+    return labels.reshape(labels.shape[-2:]).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Installed OpenMMLab, errors, checkpoints, and the start of processes."""
