@@ -1,4 +1,6 @@
 """The head of DeepLabV3 (Chen et al. 2017) as the paper trained it."""
+from collections.abc import Sequence
+
 import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.aspp_head import ASPPHead
@@ -13,10 +15,18 @@ class DeepLabV3Head(ASPPHead):
 
     MMSegmentation's ``ASPPHead`` has that branch first and projects by 3x3. Arguments, input and output shapes are
     those of ``ASPPHead``.
+
+    Args:
+        dilations: Of the branches. Defaults to (1, 6, 12, 18).
+        pool_norm: False leaves out the norm of the image-pooling branch, whose maps have one position: BatchNorm cannot
+            train there with one image per process. Defaults to True.
+        kwargs: Further arguments of ``ASPPHead``.
     """
 
-    def __init__(self, dilations=(1, 6, 12, 18), **kwargs):
+    def __init__(self, dilations: Sequence[int] = (1, 6, 12, 18), pool_norm: bool = True, **kwargs):
         super().__init__(dilations, **kwargs)
+        if not pool_norm:
+            self.image_pool[1] = ConvModule(self.in_channels, self.channels, 1, act_cfg=self.act_cfg)
         self.bottleneck = ConvModule((len(dilations) + 1) * self.channels, self.channels, 1, conv_cfg=self.conv_cfg,
                                      norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
 
