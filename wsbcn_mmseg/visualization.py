@@ -25,7 +25,19 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json of a training run')
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for file in files for line in read_jsonl(file)]
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The objects in a file of one JSON object per line, without lines that a killed run left unfinished."""
+    return [line for text in Path(path).read_text().splitlines() if (line := _parsed(text)) is not None]
+
+
+def _parsed(text: str) -> dict | None:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def write_csv(rows: list[dict], out: str | Path) -> Path:

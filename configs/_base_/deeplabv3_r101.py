@@ -26,6 +26,7 @@ model = dict(
         dropout_ratio=0,
         num_classes=21,
         align_corners=True,
+        init_cfg=None,  # logits start as the authors', see DeepLabV3Head
         loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),  # the mean over labelled pixels only
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

@@ -16,20 +16,27 @@ class DeepLabV3Head(ASPPHead):
     MMSegmentation's ``ASPPHead`` has that branch first and projects by 3x3. Arguments, input and output shapes are
     those of ``ASPPHead``.
 
-    Without ``init_cfg`` the logits layer starts as the authors' does: PyTorch's default, uniform within 1/16 for 256
-    channels; and where the network does not standardize its weights, the kernel as all others, normal with variance
-    2 / num_classes (chenxi116/DeepLabv3.pytorch, deeplab.py: their loop initializes every convolution of the class
-    that the network is built of, which the logits layer is an instance of only without WS).
+    Args:
+        dilations: Of the branches. Defaults to (1, 6, 12, 18).
+        pool_norm: False leaves out the norm of the image-pooling branch, whose maps have one position: BatchNorm cannot
+            train there with one image per process. Defaults to True.
+        kwargs: Further arguments of ``ASPPHead``. With ``init_cfg=None`` the logits layer starts as the authors' does:
+            PyTorch's default, uniform within 1/16 for 256 channels; where the network does not standardize its weights,
+            the kernel as all others, normal with variance 2 / num_classes (chenxi116/DeepLabv3.pytorch, deeplab.py
+            initializes each instance of the network's convolution class, to which the logits layer belongs only
+            without WS).
     """
 
-    def __init__(self, dilations: Sequence[int] = (1, 6, 12, 18), init_cfg: dict | list | None = None, **kwargs):
-        super().__init__(dilations, init_cfg=init_cfg, **kwargs)
+    def __init__(self, dilations: Sequence[int] = (1, 6, 12, 18), pool_norm: bool = True, **kwargs):
+        super().__init__(dilations, **kwargs)
+        if not pool_norm:
+            self.image_pool[1] = ConvModule(self.in_channels, self.channels, 1, act_cfg=self.act_cfg)
         self.bottleneck = ConvModule((len(dilations) + 1) * self.channels, self.channels, 1, conv_cfg=self.conv_cfg,
                                      norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
 
     def init_weights(self) -> None:
         super().init_weights()
-        if self.init_cfg:
+        if self.init_cfg is not None:
             return
         self.conv_seg.reset_parameters()
         if type(self.bottleneck.conv) is nn.Conv2d:
