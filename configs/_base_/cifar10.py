@@ -1,5 +1,5 @@
-# CIFAR-10: shifts of up to 4 pixels, mirroring, channels standardized. Epochs, steps, weight decay, the last batch of 80
-# images and the classifier's start (PyTorch's own) are those of the authors' public training script.
+# CIFAR-10: shifts of up to 4 pixels, mirroring, channels standardized. Epochs, steps, weight decay, the last batch of
+# 80 images and the classifier's start (PyTorch's own) are those of the authors' public training script.
 _base_ = './classification.py'
 data_root = '{{$CIFAR_ROOT:data/cifar}}'  # holds cifar-10-batches-py and cifar-100-python
 data_preprocessor = dict(

@@ -43,4 +43,4 @@ model = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead', num_classes=1000, in_channels=2048, loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-        topk=(1, 5), init_cfg=None))  # PyTorch's own start, as the authors'
+        topk=(1, 5), cal_acc=True, init_cfg=None))  # starts as nn.Linear does, as the authors'

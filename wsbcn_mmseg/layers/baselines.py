@@ -3,6 +3,7 @@
 The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; its IN is
 ``dict(type='IN', affine=True)``.
 """
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -13,15 +14,21 @@ from .conv_ws import _WeightStandardized
 class _WeightNormalized(_WeightStandardized):
     """Mixin before ``nn.Conv2d``: direction and length of each output channel's kernel as separate parameters.
 
-    ``gain``, shape (O,), is the length. It starts at the length that a kernel from Kaiming's normal initialisation
-    (fan-out, ReLU) has on average, so that training starts where it would start without weight normalisation. A state
-    dict of an ordinary convolution loads too, with its kernels' own lengths.
+    ``gain``, shape (O,), is the length. As in :func:`torch.nn.utils.parametrizations.weight_norm` it starts at the
+    length of each kernel, so that training starts where it would start without weight normalization; after ``weight``
+    is initialized again, :meth:`reset_gain` makes it so (in configs ``init_cfg=[..., dict(type='GainOfKernel')]``). A
+    state dict of an ordinary convolution loads too, with its kernels' own lengths.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        fan_in, fan_out = self.weight[0].numel(), self.weight[:, 0].numel()
-        self.gain = nn.Parameter(self.weight.new_full((self.out_channels, ), (2 * fan_in / fan_out)**.5))
+        self.gain = nn.Parameter(self.weight.new_empty(self.out_channels))
+        self.reset_gain()
+
+    @torch.no_grad()
+    def reset_gain(self) -> None:
+        """``gain`` becomes the length of each kernel, with CWN of the centered one."""
+        self.gain.copy_(self.direction(self.weight.flatten(1)).norm(dim=1))
 
     def direction(self, weight: Tensor) -> Tensor:
         """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
