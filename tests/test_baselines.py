@@ -64,7 +64,7 @@ def test_gain_starts_at_the_length_of_each_kernel(row, root):
         torch.testing.assert_close(weight_norm(copy.deepcopy(conv)).parametrizations.weight.original0.flatten(),
                                    conv.weight.flatten(1).norm(dim=1))
     shortcut = network.layer2[0].downsample[0].weight  # Kaiming's, not the constructor's
-    assert shortcut.std() == pytest.approx((2 / 64)**.5, rel=.05)
+    assert shortcut.std().item() == pytest.approx((2 / 64)**.5, rel=.05)
 
 
 def test_the_two_halves_of_ws():

@@ -2,6 +2,7 @@
 import csv
 import json
 import math
+import runpy
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from conftest import run_tool
 from PIL import Image
 
 from wsbcn_mmseg.experiments.comparison import Training, compare, markdown_table, summarise
-from wsbcn_mmseg.experiments.paper_figures import FixedStatisticsNorm, four_layer_network
+from wsbcn_mmseg.experiments.paper_figures import (
+    FIGURE_4, FixedStatisticsNorm, four_layer_network, watched_training)
+from wsbcn_mmseg.experiments.watched_runs import read_norm_statistics
 from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 
 pytest.importorskip('mmpretrain', reason='the digits train by mmpretrain')
@@ -82,6 +85,26 @@ def test_fixed_statistics_are_eq_34():
     at_batch_norm = four_layer_network(1, 0, 0, seed=0)
     assert all(m.mean.eq(0).all() and m.scale.eq(1).all() for m in at_batch_norm if isinstance(m, FixedStatisticsNorm))
     assert at_batch_norm(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_gradients_are_watched_in_the_first_iteration_of_each_epoch(tmp_path, root):
+    work_dir = watched_training(root / 'configs' / 'digits' / 'resnet8_gn_digits.py', dict(FIGURE_4['GN'][0]),
+                                dict(FIGURE_4['GN, Eq. 11 and 12'][1]), tmp_path / 'figure_4' / 'gn', 2, 8, first=True)
+    written = read_norm_statistics(work_dir)
+    assert [line['iter'] for line in written] == [1, 11]  # of ten iterations
+    shares = [layer for layer in written[0]['layers'].values() if 'gradient_eq11' in layer]
+    assert len(shares) == 9 and all(.99 < sum(layer.values()) < 1.01 for layer in shares)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (('6', '--data', 'cifar10'), 'set CIFAR_ROOT'), (('5', '--depth', '110'), 'are of Figures 4 and 6'),
+    (('4', '--epochs', '0'), 'at least 1')])
+def test_figures_that_cannot_be_made(arguments, message, monkeypatch, capsys, root):
+    monkeypatch.setenv('CIFAR_ROOT', 'nowhere')
+    monkeypatch.setattr('sys.argv', ['reproduce_figure.py', *arguments])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(root / 'tools' / 'reproduce_figure.py'), run_name='__main__')
+    assert message in capsys.readouterr().err
 
 
 def test_figure_5_by_command(tmp_path):
