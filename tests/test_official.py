@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from wsbcn_mmseg.conversion.official import Official, convert_official, expected_network
+from wsbcn_mmseg.layers import ConvWSStdEps
 from wsbcn_mmseg.runtime.checkpoint import read_weights
 from wsbcn_mmseg.runtime.launch import load_config
 
@@ -169,6 +170,31 @@ def test_converted_networks_give_the_authors_logits(file):
             for wrong in (dict(eps={'outside': 'inside', 'inside': 'outside'}[eps]), dict(ws=False)):
                 network.load_state_dict(convert_official(weights, **wrong)[0])
                 assert (network(x) - wanted).abs().max() > 1e-3 * wanted.std()
+
+
+def test_gn_networks_train_on_as_the_authors_with_their_kernels_kept():
+    """ConvWSStdEps is their layer, gradients too; with its kernels as they are, a network computes what theirs does."""
+    theirs, ours = (cls(4, 6, 3, padding=1, groups=2).double() for cls in (FirstConv, ConvWSStdEps))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    outputs = [conv(x) for conv in (theirs, ours)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+    network = published('classification', 'GN', True, depth=50)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    kept, official = convert_official(weights, keep_kernels=True)
+    assert torch.equal(kept['backbone.layer1.0.conv2.weight'], weights['layer1.0.conv2.weight'])
+    again = OurClassifier(expected_network(official, dict(type='ConvWSStdEps')).to_empty(device='cpu')).double().eval()
+    again.load_state_dict(kept)
+    image = torch.randn(1, 3, 33, 33, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = network(image)
+        torch.testing.assert_close(again(image), wanted, rtol=0, atol=1e-9 * float(wanted.std()))
+    with pytest.raises(ValueError, match='only kernels of GN'):
+        convert_official(weights, eps='inside', keep_kernels=True)
 
 
 def test_a_generation_that_cannot_be_told_is_asked_for():

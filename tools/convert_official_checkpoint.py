@@ -27,13 +27,18 @@ def parse_args() -> argparse.Namespace:
                         help='where the layers it was trained with add eps to the deviation of a kernel: outside the '
                         'root, std + eps, or inside, sqrt(var + eps) (default: by the norms, BCN on ImageNet inside, '
                         'all others outside)')
+    parser.add_argument('--keep-kernels', action='store_true',
+                        help='leave the kernels of a GN+WS network as they are, for fine-tuning with '
+                        "conv_cfg=dict(type='ConvWSStdEps') step by step as the authors (default: scale them, so that "
+                        'ConvWS computes the same, but trains them at other relative rates)')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     try:
-        state_dict, official = convert_official(read_weights(args.src), args.ws, args.eps)
+        state_dict, official = convert_official(read_weights(args.src), args.ws, args.eps,
+                                                args.keep_kernels)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         sys.exit('convert_official_checkpoint.py: ' + (message if args.src in message else f'{args.src} {message}'))
@@ -48,6 +53,9 @@ def main() -> None:
     finally:
         partial.unlink(missing_ok=True)
     print(f'{args.src} ({official}): wrote {len(state_dict)} tensors to {args.dst}')
+    if official.norm == 'GN' and official.ws and not args.keep_kernels:
+        print("Its kernels are rescaled, so that ConvWS computes what the authors' layer does; to fine-tune it step by "
+              'step as they did, see --keep-kernels')
 
 
 if __name__ == '__main__':

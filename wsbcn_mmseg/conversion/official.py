@@ -111,31 +111,38 @@ def _generation(task: str, norm: str, eps: str | None) -> str:
     return eps or ('inside' if (task, norm) == ('classification', 'BCN') else 'outside')
 
 
-def convert_official(weights: dict[str, Tensor], ws: bool | None = None,
-                     eps: str | None = None) -> tuple[dict[str, Tensor], Official]:
+def convert_official(weights: dict[str, Tensor], ws: bool | None = None, eps: str | None = None,
+                     keep_kernels: bool = False) -> tuple[dict[str, Tensor], Official]:
     """Rewrite one of the authors' state dicts.
 
     Names become those of MMPretrain's ``ImageClassifier`` or of the segmentor of ``configs/deeplabv3_r101_*_voc.py``.
     With s the deviation of Eq. 7, s' the authors' and f = s'/s, the factor goes into the stored statistics of the norm
     that follows, mu' = f mu and var' = f^2 (var + eps) - eps; where nothing is stored, with GN, into the scale of
     the kernel itself, which Eq. 7 does not cancel completely: W' = a W with a^2 = eps / (s'^2 - variance) gives the
-    authors' kernel exactly.
+    authors' kernel exactly. Networks then compute what the authors' do. Training them further goes as theirs only where
+    kernels keep their lengths, with BN and BCN; with GN a is between 0.1 and 5 in a ResNet-50 from Kaiming's
+    initialization, and an SGD step moves W' by 1 / a^2 as much in proportion.
 
     Args:
         weights: State dict, without ``module.`` before the names.
         ws: See :func:`recognize`.
         eps: See :func:`recognize`.
+        keep_kernels: Leave the kernels of a network with GN as they are, for ``conv_cfg=dict(type='ConvWSStdEps')``,
+            with which it computes and trains as the authors'. Defaults to False.
 
     Returns:
         The state dict, and what it holds. Converted values are computed in float64 and returned in the given dtypes.
 
     Raises:
-        ValueError: If the format or its generation is unknown, or tensors are missing, unexpected or of other shapes;
-            the message lists them.
+        ValueError: If ``keep_kernels`` is set for another network than GN+WS with eps outside the root; if the format
+            or its generation is unknown; or if tensors are missing, unexpected or of other shapes, which the message
+            lists.
     """
     weights = {name: value for name, value in weights.items() if not name.endswith(_UNUSED)}
     official = recognize(weights, ws, eps)
-    if official.ws:
+    if keep_kernels and (official.norm, official.eps) != ('GN', 'outside'):
+        raise ValueError(f'holds {official}: only kernels of GN+WS divided by std + eps can be kept for ConvWSStdEps')
+    if official.ws and not keep_kernels:
         _absorb_deviations(weights, official)
     converted = {_rename(name, official.norm): value for name, value in weights.items()}
     if official.norm == 'BCN':

@@ -1,11 +1,11 @@
 """Layers over :mod:`wsbcn_mmseg.ops`, registered in MMEngine's root registry so that every OpenMMLab project finds
 them."""
 from .adaptive_conv_ws import AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveConvWS3d
-from .baselines import ConvCWN, ConvWN, GNByWidth
+from .baselines import ConvCWN, ConvWN, ConvWSStdEps, GNByWidth
 from .bcn import BCN
 from .conv_ws import ConvWS, ConvWS1d, ConvWS3d
 from .norm_act import FRN, EvoNormS0
 from .switchable_norm import SwitchableNorm
 
 __all__ = ['BCN', 'FRN', 'AdaptiveConvWS', 'AdaptiveConvWS1d', 'AdaptiveConvWS3d', 'ConvCWN', 'ConvWN', 'ConvWS',
-           'ConvWS1d', 'ConvWS3d', 'EvoNormS0', 'GNByWidth', 'SwitchableNorm']
+           'ConvWS1d', 'ConvWS3d', 'ConvWSStdEps', 'EvoNormS0', 'GNByWidth', 'SwitchableNorm']

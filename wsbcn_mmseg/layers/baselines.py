@@ -1,4 +1,5 @@
-"""What the paper compares with and OpenMMLab does not have: WN, CWN (Table 3), and GroupNorm by width (Table 7).
+"""What the paper compares with and OpenMMLab does not have: WN, CWN (Table 3), and GroupNorm by width (Table 7); and WS
+with the deviation of the authors' code.
 
 The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; its IN is
 ``dict(type='IN', affine=True)``.
@@ -66,6 +67,25 @@ class ConvCWN(_WeightNormalized, nn.Conv2d):
 
     def direction(self, weight: Tensor) -> Tensor:
         return weight - weight.mean(1, keepdim=True)
+
+
+@MODELS.register_module()
+class ConvWSStdEps(_WeightStandardized, nn.Conv2d):
+    """2d convolution with Weight Standardization as the authors' networks with GN have it: (W - mean) / (std + eps).
+
+    std is the unbiased deviation, without eps inside the root as in Eq. 7 (pytorch-classification, DeepLabv3.pytorch,
+    maskrcnn-benchmark). For fine-tuning their checkpoints step by step as they did, with kernels that
+    ``tools/convert_official_checkpoint.py --keep-kernels`` leaves as they are. Arguments, input and output shapes of
+    :class:`torch.nn.Conv2d`.
+    """
+
+    def standardized_weight(self) -> Tensor:
+        rows = self.weight.flatten(1)
+        std, mean = torch.std_mean(rows, dim=1, keepdim=True)
+        return ((rows - mean) / (std + self.eps)).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.standardized_weight())
 
 
 @MODELS.register_module()
