@@ -115,7 +115,7 @@ def test_comparators_take_any_number_of_dimensions(name, shape):
 
 @pytest.mark.parametrize('norm', [SwitchableNorm(8), EvoNormS0(8), FRN(8)], ids=lambda norm: type(norm).__name__)
 def test_fold_refuses_norms_without_a_stock_layer(norm):
-    with pytest.raises(ValueError, match=f'{type(norm).__name__}.*no stock layer'):
+    with pytest.raises(ValueError, match=f'no stock layer .* {type(norm).__name__}'):
         fold(nn.Sequential(ConvWS(3, 8, 3), norm))
 
 

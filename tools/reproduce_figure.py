@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Make the paper's Figure 4, 5 or 6 anew, small enough for a CPU: on scikit-learn's digits (Figure 5: on CIFAR-10 where
+"""Make the paper's Figure 4, 5 or 6 again, small enough for a CPU: on scikit-learn's digits (Figure 5: on CIFAR-10 where
 CIFAR_ROOT has it). Writes PNG, SVG and the numbers as CSV."""
 import argparse
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.paper_figures import figure_4, figure_5, figure_6
+from wsbcn_mmseg.experiments.figure_5 import figure_5
+from wsbcn_mmseg.experiments.figures_4_and_6 import figure_4, figure_6
 
-CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'digits' / 'resnet8_gn_digits.py'
+CONFIG = Path(__file__).resolve().parent.parent / 'configs' / '_base_' / 'digits.py'
 
 
 def parse_args() -> argparse.Namespace:

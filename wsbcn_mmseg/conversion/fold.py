@@ -57,10 +57,10 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
           (1): GroupNorm(4, 8, eps=1e-05, affine=True, bias=True)
         )
     """
-    without_stock_layer = next((module for module in model.modules() if getattr(module, 'foldable', True) is False), None)
-    if without_stock_layer is not None:
-        raise ValueError(f'{type(without_stock_layer).__name__} is not foldable: no stock layer computes the same; networks with '
-                         'it cannot be folded')
+    for module in model.modules():
+        if not getattr(module, 'foldable', True):
+            raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network cannot '
+                             'be folded')
     folded = copy.deepcopy(model)
     folded.eval()  # which returns None for some OpenMMLab networks
     modules = list(folded.modules())

@@ -2,7 +2,6 @@
 import itertools
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ import matplotlib.pyplot as plt
 from rich.progress import Progress
 
 from wsbcn_mmseg.visualization import COLOURS, read_jsonl, read_scalars, write_csv
+
+from .method import file_name
 
 KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, beside the reported one
 
@@ -46,7 +47,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        return re.sub('[^a-z0-9]+', '_', f'{self.method.lower()} batch{self.batch} seed{self.seed}')
+        return file_name(f'{self.method} batch{self.batch} seed{self.seed}')
 
     def settings(self) -> dict:
         """What must agree for an earlier result to count as this training's."""
