@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Make the paper's Figure 4, 5 or 6 again, small enough for a CPU: on scikit-learn's digits (Figure 5: on CIFAR-10 where
-CIFAR_ROOT has it). Writes PNG, SVG and the numbers as CSV."""
+"""Make the paper's Figure 4, 5 or 6 again, small enough for a CPU: on scikit-learn's digits (Figure 5: on CIFAR-10
+where CIFAR_ROOT has it). Writes PNG, SVG and the numbers as CSV."""
 import argparse
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from wsbcn_mmseg.layers import BCN
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
-    """Set each BCN's channel scales and shifts to what its groups have on ``images`` in the BatchNorm network, in place.
+    """Set each BCN's channel scales and shifts to what its groups have on ``images`` in the BatchNorm network.
 
     ``convert_model(model, preserve=True)`` keeps the batch normalization of BCN equal to the BatchNorm it replaced; the
     channel normalization after it then changes the output, and its scale and shift compensate for that on average. This

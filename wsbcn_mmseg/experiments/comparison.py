@@ -92,11 +92,16 @@ class Comparison:
         write_csv(summary, self.out / f'{name}.csv')
         (self.out / f'{name}.md').write_text(table)
         plot_summary(summary, order, self.label, self.out / f'{name}.png')
-        failed = [row for row in rows if row['score'] is None]
-        if failed:
-            raise TrainingsFailed(f'{len(failed)} of {len(rows)} trainings failed, the first is {failed[0]["method"]}, '
-                                  f'batch {failed[0]["batch"]}, seed {failed[0]["seed"]}: {failed[0]["reason"]}')
+        check_all_succeeded(rows)
         return table
+
+
+def check_all_succeeded(rows: list[dict]) -> None:
+    """Raise TrainingsFailed if a row of :func:`train_all` has no score."""
+    failed = [row for row in rows if row['score'] is None]
+    if failed:
+        raise TrainingsFailed(f'{len(failed)} of {len(rows)} trainings failed, the first is {failed[0]["method"]}, '
+                              f'batch {failed[0]["batch"]}, seed {failed[0]["seed"]}: {failed[0]["reason"]}')
 
 
 def train_all(comparison: Comparison) -> list[dict]:
