@@ -1,17 +1,18 @@
 #!/usr/bin/env python
-"""Make the paper's Figure 4, 5 or 6 anew: by default small enough for a CPU, on scikit-learn's digits (Figure 5: on
+"""Make the paper's Figure 4, 5 or 6 again: by default small enough for a CPU, on scikit-learn's digits (Figure 5: on
 CIFAR-10 where CIFAR_ROOT has it); Figure 6 as in the paper with --data cifar10. Writes PNG, SVG and the numbers as CSV.
 """
 import argparse
 import os
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.paper_figures import figure_4, figure_5, figure_6
+from wsbcn_mmseg.experiments.figure_5 import figure_5
+from wsbcn_mmseg.experiments.figures_4_and_6 import figure_4, figure_6
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / '_base_'
 DATA = {  # config, depth, epochs
-    'digits': (CONFIGS / 'digits' / 'resnet8_gn_digits.py', 20, 30),
-    'cifar10': (CONFIGS / 'cifar' / 'resnet110_bn_c10.py', 110, 164),
+    'digits': (CONFIGS / 'digits.py', 20, 30),
+    'cifar10': (CONFIGS / 'cifar10_resnet110.py', 110, 164),
 }
 
 

@@ -2,7 +2,6 @@
 import itertools
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ import matplotlib.pyplot as plt
 from rich.progress import Progress
 
 from wsbcn_mmseg.visualization import COLOURS, read_jsonl, read_scalars, write_csv
+
+from .method import file_name
 
 KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, beside the reported one
 
@@ -46,7 +47,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        return re.sub('[^a-z0-9]+', '_', f'{self.method.lower()} batch{self.batch} seed{self.seed}')
+        return file_name(f'{self.method} batch{self.batch} seed{self.seed}')
 
     def settings(self) -> dict:
         """What must agree for an earlier result to count as this training's."""
@@ -91,11 +92,16 @@ class Comparison:
         write_csv(summary, self.out / f'{name}.csv')
         (self.out / f'{name}.md').write_text(table)
         plot_summary(summary, order, self.label, self.out / f'{name}.png')
-        failed = [row for row in rows if row['score'] is None]
-        if failed:
-            raise TrainingsFailed(f'{len(failed)} of {len(rows)} trainings failed, the first is {failed[0]["method"]}, '
-                                  f'batch {failed[0]["batch"]}, seed {failed[0]["seed"]}: {failed[0]["reason"]}')
+        check_all_succeeded(rows)
         return table
+
+
+def check_all_succeeded(rows: list[dict]) -> None:
+    """Raise TrainingsFailed if a row of :func:`train_all` has no score."""
+    failed = [row for row in rows if row['score'] is None]
+    if failed:
+        raise TrainingsFailed(f'{len(failed)} of {len(rows)} trainings failed, the first is {failed[0]["method"]}, '
+                              f'batch {failed[0]["batch"]}, seed {failed[0]["seed"]}: {failed[0]["reason"]}')
 
 
 def train_all(comparison: Comparison) -> list[dict]:

@@ -1,4 +1,5 @@
 """What the experiments compare: one row per method, whatever is trained."""
+import re
 from dataclasses import dataclass, field
 
 
@@ -19,6 +20,10 @@ class Method:
     single: dict = field(default_factory=dict, hash=False)
     activates: bool = False
 
+    @property
+    def file_name(self) -> str:
+        return file_name(self.name)
+
     def settings(self, batch: int, parts: tuple[str, ...] = ('backbone', ), backbone: str = 'CIFARResNet') -> dict:
         """Settings over a config whose parts name no norm, keys in dots as for ``Config.merge_from_dict``.
 
@@ -37,6 +42,11 @@ class Method:
             elif self.activates:
                 settings[f'model.{part}.act_cfg'] = None
         return settings
+
+
+def file_name(text: str) -> str:
+    """Lower-case letters and digits, with an underscore for all else."""
+    return re.sub('[^a-z0-9]+', '_', text.lower())
 
 
 def options(settings: dict) -> tuple[str, ...]:

@@ -14,6 +14,9 @@ class TestAfterTrainingHook(Hook):
     priority = 'LOW'  # after the logger has written the last validation
     __test__ = False  # of pytest
 
+    def before_train(self, runner) -> None:
+        runner.test_loop  # noqa: B018  builds the data set: what is missing ends the run now, not after training
+
     def after_train(self, runner) -> None:
         metrics = runner.test_loop.run()
         scalars = {f'test/{name}': float(value) for name, value in metrics.items() if isinstance(value, Real)}
