@@ -132,7 +132,7 @@ def test_gradients_are_watched_in_the_first_iteration_of_each_epoch(tmp_path, ro
     work_dir = watched_training(config, FIGURE_4[-1], tmp_path / 'figure_4' / 'gn', 2, 8, gradients=True)
     written = read_norm_statistics(work_dir)
     assert [line['iter'] for line in written] == [1, 11]  # of ten iterations
-    shares = [layer for layer in written[0]['layers'].values() if 'gradient_eq11' in layer]
+    shares = [layer for layer in written[1]['layers'].values() if 'gradient_eq11' in layer]
     assert len(shares) == 9 and all(.99 < sum(layer.values()) < 1.01 for layer in shares)
 
 
