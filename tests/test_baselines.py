@@ -1,8 +1,12 @@
 """What the paper compares with: WN, CWN, the two halves of WS, groups by width, ResNets for CIFAR."""
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer, build_norm_layer, fuse_conv_bn
+from mmengine.config import Config
+from mmseg.registry import MODELS
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -45,11 +49,22 @@ def test_ordinary_weights_keep_their_kernels(cls):
     torch.testing.assert_close(conv.effective_weight(), wanted)
 
 
-@pytest.mark.parametrize('name', ['ConvWN', 'ConvCWN'])
-def test_gain_starts_at_the_length_of_kaiming_s_kernels(name):
-    conv = build_conv_layer(dict(type=name), 256, 128, 3, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
-    torch.testing.assert_close(conv.gain.mean(), conv.weight.flatten(1).norm(dim=1).mean(), rtol=.01, atol=0)
+@pytest.mark.parametrize('row', ['wn', 'cwn'])
+def test_gain_starts_at_the_length_of_each_kernel(row, root):
+    """As where PyTorch's weight_norm takes an initialized network; shortcuts' convolutions too."""
+    backbone = Config.fromfile(root / 'configs' / 'imagenet' / f'resnet50_gn_{row}_in1k.py').model.backbone
+    network = MODELS.build(backbone | dict(type='mmseg.ResNet', depth=50, base_channels=8, stem_channels=8,
+                                           norm_cfg=dict(type='GN', num_groups=4)))
+    network.init_weights()
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 53
+    for conv in convs:
+        weight = conv.weight if row == 'wn' else conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(conv.standardized_weight(), weight)
+        torch.testing.assert_close(weight_norm(copy.deepcopy(conv)).parametrizations.weight.original0.flatten(),
+                                   conv.weight.flatten(1).norm(dim=1))
+    shortcut = network.layer2[0].downsample[0].weight  # Kaiming's, not the constructor's
+    assert shortcut.std().item() == pytest.approx((2 / 64)**.5, rel=.05)
 
 
 def test_the_two_halves_of_ws():

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_tool
-from mmengine.registry import MODELS
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from PIL import Image
 from torch import nn
 
-from wsbcn_mmseg.layers import BCN, ConvCWN, ConvWN, ConvWS
+from wsbcn_mmseg.layers import BCN, ConvCWN, ConvWN, ConvWS, SwitchableNorm
 from wsbcn_mmseg.runtime.checkpoint import read_weights, safe_loading
 from wsbcn_mmseg.runtime.launch import load_config
 
@@ -83,7 +84,8 @@ def small_run(config: Path, data: Path, work_dir: Path):
     return Runner.from_cfg(cfg)
 
 
-EXPECTED = {'bn': nn.BatchNorm2d, 'gn': nn.GroupNorm, 'ln': nn.GroupNorm, 'in': nn.InstanceNorm2d, 'bcn': BCN}
+EXPECTED = {'bn': nn.BatchNorm2d, 'gn': nn.GroupNorm, 'ln': nn.GroupNorm, 'in': nn.InstanceNorm2d, 'bcn': BCN,
+            'sn': SwitchableNorm}
 
 
 @pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
@@ -97,14 +99,65 @@ def test_every_config_trains(config, data, tmp_path, cifar_checksums):
     assert len(moved) > .7 * len(first) and 'backbone.conv1.weight' in moved and 'head.fc.weight' in moved
     assert 0 <= runner.message_hub.get_scalar('val/accuracy/top1').current() <= 100
     name = re.match(r'(resnet\d+|resnext\d+_32x4d)_(.*)_(in1k|c10|c100)', config.stem)[2]
-    norms = [m for m in network.modules() if isinstance(m, (nn.GroupNorm, nn.InstanceNorm2d, BCN))
+    norms = [m for m in network.modules() if isinstance(m, (nn.GroupNorm, nn.InstanceNorm2d, BCN, SwitchableNorm))
              or type(m) is nn.BatchNorm2d]
     kind = EXPECTED[name.split('_')[0]]
-    outer = [m for m in norms if not any(m is n.bn for n in norms if isinstance(n, BCN))]
+    outer = [m for m in norms if not any(m is n.bn for n in norms if isinstance(n, (BCN, SwitchableNorm)))]
     assert outer and all(isinstance(m, kind) and m.weight is not None for m in outer)
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     conv = next((c for word, c in (('_wn', ConvWN), ('_cwn', ConvCWN), ('_ws', ConvWS)) if word in name), nn.Conv2d)
     assert {type(m) for m in convs} == {conv}
+
+
+def authors_image(image: Image.Image, box: tuple, size: tuple) -> np.ndarray:
+    """Part of a picture as PIL resizes it, channels last, RGB."""
+    return np.asarray(image.convert('RGB').crop(box).resize(size, Image.BILINEAR))
+
+
+@pytest.mark.parametrize('mode, size', [('RGB', (640, 481)), ('L', (300, 257)), ('CMYK', (400, 515))])
+def test_images_are_read_and_resized_as_the_authors_did(mode, size, tmp_path):
+    """Scale(256), CenterCrop(224) and RandomSizedCrop(224) of torchvision on PIL's images, bit by bit. OpenCV, without
+    antialiasing, is grey levels away."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], len(mode)), dtype=np.uint8).squeeze()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: viewers turn it, the authors' loader did not
+    Image.fromarray(noise, mode).save(tmp_path / 'image.jpg', exif=exif)
+    cfg = load_config(str(ROOT / 'configs' / 'imagenet' / 'resnet50_bn_in1k.py'), None, None, 'none')
+    init_default_scope('mmpretrain')
+    image = Image.open(tmp_path / 'image.jpg')
+
+    pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
+    test = pipeline(dict(img_path=str(tmp_path / 'image.jpg'), gt_label=0))['inputs']
+    width, height = size
+    resized = (256, int(256 * height / width)) if width <= height else (int(256 * width / height), 256)
+    left, top = (int(round((side - 224) / 2)) for side in resized)
+    wanted = authors_image(image, (0, 0, *size), resized)[top:top + 224, left:left + 224]
+    np.testing.assert_array_equal(test.flip(0).permute(1, 2, 0).numpy(), wanted)
+
+    transforms = [TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline[:2]]
+    transforms[1].rand_crop_params = lambda img: (20, 30, 200, 230)  # top, left, height, width
+    results = dict(img_path=str(tmp_path / 'image.jpg'))
+    for transform in transforms:
+        results = transform(results)
+    np.testing.assert_array_equal(results['img'][..., ::-1], authors_image(image, (30, 20, 260, 220), (224, 224)))
+
+
+@pytest.mark.parametrize('row, zero', [('resnet50_gn_ws', False), ('resnet50_bn', False), ('resnext50_32x4d_gn', False),
+                                       ('resnet50_bcn_ws', True), ('resnext50_32x4d_bcn_ws_micro', True)])
+def test_networks_start_as_the_authors(row, zero):
+    """Residual branches at zero in the BCN repository only, by the scale per group; the classifier as nn.Linear."""
+    cfg = load_config(str(ROOT / 'configs' / 'imagenet' / f'{row}_in1k.py'), None, None, 'none')
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    blocks = [block for stage in (1, 2, 3, 4) for block in getattr(model.backbone, f'layer{stage}')]
+    assert len(blocks) == 16
+    for block in blocks:
+        assert block.norm3.weight.eq(0 if zero else 1).all() and block.norm3.bias.eq(0).all()
+        assert block.norm2.weight.eq(1).all() and (not zero or block.norm3.bn.weight.eq(1).all())
+    for parameter in model.head.fc.parameters():
+        assert .9 < parameter.abs().max() * 2048**.5 <= 1
+    assert model.head.fc.weight.std().item() == pytest.approx((1 / 3 / 2048)**.5, rel=.01)
 
 
 def test_config_names_are_in_the_table(root):
@@ -114,7 +167,7 @@ def test_config_names_are_in_the_table(root):
         row = re.search(rf'^\| `{config.parent.name}/{config.name}` \|.*$', table, re.M)
         assert row, config.name
         number = re.search(r'error (\d+\.\d+) in the paper', config.read_text())
-        assert (number[1] if number else 'ours') in row[0]
+        assert (number[1] if number else 'Figure 6' if 'Figure 6' in config.read_text() else 'ours') in row[0]
 
 
 @pytest.fixture(scope='module')

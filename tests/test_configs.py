@@ -111,6 +111,26 @@ def test_learning_rate_is_the_formula(row, load):
         assert rates[t] == pytest.approx(0.007 * (1 - t / 30000)**0.9, rel=1e-6)
 
 
+def test_the_logits_start_as_the_authors(row, load):
+    """deeplab.py: PyTorch's default, uniform within 1 / sqrt(256), except for kernels without WS: normal, with variance
+    2 / (1 * 1 * 21), as all convolutions. No residual branch starts at zero."""
+    init_default_scope('mmseg')
+    cfg = load(row).model
+    cfg.backbone.update(depth=50, base_channels=8, stem_channels=32)
+    cfg.decode_head.update(in_channels=256)
+    for part in (cfg.backbone, cfg.decode_head):
+        part.norm_cfg = dict(part.norm_cfg) | (dict(num_groups=8) if 'num_groups' in part.norm_cfg else {})
+    model = MODELS.build(cfg)
+    model.init_weights()
+    weight, bias = model.decode_head.conv_seg.weight.detach(), model.decode_head.conv_seg.bias.detach()
+    if ROWS[row][3]:
+        assert .9 / 16 < weight.abs().max() <= 1 / 16 and weight.std() == pytest.approx(1 / 16 / 3**.5, rel=.05)
+    else:
+        assert weight.std() == pytest.approx((2 / 21)**.5, rel=.05)
+    assert 0 < bias.abs().max() <= 1 / 16 and bias.unique().numel() == 21
+    assert all(block.norm3.weight.eq(1).all() for block in model.backbone.layer1)
+
+
 def test_loss_counts_labelled_pixels_only(row, load):
     init_default_scope('mmseg')
     loss = MODELS.build(load(row).model.decode_head.loss_decode)
@@ -207,3 +227,22 @@ def test_pretrained_backbone(prefix, tmp_path):
     other = MODELS.build(settings | dict(norm_cfg=dict(type='GN', num_groups=4), init_cfg=init_cfg))
     with pytest.raises(ValueError, match='another network or normalisation'):
         other.init_weights()
+
+
+def test_the_stem_of_the_authors_beta_network(root):
+    """deeplab.py with --beta: three convolutions in a row, then a norm, ReLU and pooling."""
+    init_default_scope('mmseg')
+    cfg = Config.fromfile(root / 'configs' / 'deeplabv3_r101_beta_gn_ws_cityscapes.py').model.backbone
+    network = MODELS.build(cfg | dict(depth=18, base_channels=32)).double()
+    network.init_weights()
+    assert [conv.weight.shape for conv in network.conv1] == [(64, 3, 3, 3), (64, 64, 3, 3), (64, 64, 3, 3)]
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    y = x
+    for conv, stride in zip(network.conv1, (2, 1, 1), strict=True):
+        assert type(conv) is ConvWS and conv.bias is None
+        y = F.conv2d(y, conv.standardized_weight(), stride=stride, padding=1)
+    wanted = F.max_pool2d(F.group_norm(y, 32).relu(), 3, 2, 1)
+    seen = []
+    network.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network(x)
+    torch.testing.assert_close(seen[0], wanted)

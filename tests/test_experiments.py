@@ -2,14 +2,21 @@
 import csv
 import json
 import math
+import runpy
+import sys
 
 import pytest
 import torch
-from conftest import run_tool
+from conftest import ROOT, run_command, run_tool
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from wsbcn_mmseg.experiments.comparison import Training, compare, markdown_table, summarise
-from wsbcn_mmseg.experiments.paper_figures import FixedStatisticsNorm, four_layer_network
+from wsbcn_mmseg.experiments.comparison import Comparison, Training, TrainingsFailed, markdown_table, summarise
+from wsbcn_mmseg.experiments.figure_5 import FixedStatisticsNorm, four_layer_network
+from wsbcn_mmseg.experiments.figures_4_and_6 import FIGURE_4, watched_training
+from wsbcn_mmseg.experiments.method import methods
+from wsbcn_mmseg.experiments.watched_runs import read_norm_statistics
 from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 
 pytest.importorskip('mmpretrain', reason='the digits train by mmpretrain')
@@ -41,26 +48,62 @@ def test_a_digits_config_learns(batch, root, tmp_path):
     assert f"mode='{mode}'" in next(tmp_path.glob('*/vis_data/config.py')).read_text()
 
 
-def trainings(config):
-    options = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.indices=128')
-    return [Training(method, 128, seed, config, options) for method in ('GN', 'BN') for seed in (0, 1)]
+QUICK = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.indices=128')
 
 
-def test_comparison_resumes_and_reports(root, tmp_path, capsys):
-    """Four trainings; one that cannot run; the second call trains nothing anew."""
-    config, out = root / 'configs' / 'digits' / 'resnet8_gn_digits.py', tmp_path / 'digits'
-    broken = Training('broken', 1, 0, root / 'configs' / 'no.py')
-    arguments = (root / 'tools' / 'train.py', out, 'accuracy/top1', 'Accuracy (%)', 2)
-    table = compare([*trainings(config), broken], *arguments)
-    assert (out / 'broken_batch1_seed0' / 'output.txt').read_text().strip().endswith('does not exist')
-    results = (out / 'results.jsonl').read_text()
-    assert compare([*trainings(config), broken], *arguments) == table
-    assert (out / 'results.jsonl').read_text() == results
+def comparison(root, out, *trainings, **settings) -> Comparison:
+    return Comparison([*trainings], root / 'tools' / 'train.py', out, 'accuracy/top1', 'Accuracy (%)', 2, **settings)
+
+
+def trainings(root) -> list[Training]:
+    """Four, of two names for the same: the method does not enter."""
+    config = root / 'configs' / 'digits' / 'resnet8_gn_digits.py'
+    return [Training(method, 128, seed, config, QUICK) for method in ('GN', 'BN') for seed in (0, 1)]
+
+
+def test_a_comparison_reports_resumes_and_takes_over_results(root, tmp_path):
+    out = tmp_path / 'digits'
+    table = comparison(root, out, *trainings(root)).run()
     rows = list(csv.DictReader((out / 'digits.csv').open()))
-    assert [(row['method'], row['seeds']) for row in rows] == [('GN', '2'), ('BN', '2'), ('broken', '0')]
-    # Method does not enter these trainings: same config, same seeds, same scores
-    assert rows[0]['mean'] == rows[1]['mean'] and '| broken | – | failed |' in table
+    assert [(row['method'], row['seeds']) for row in rows] == [('GN', '2'), ('BN', '2')]
+    assert rows[0]['mean'] == rows[1]['mean']
     assert Image.open(out / 'digits.png').width > 300
+    results = (out / 'results.jsonl').read_text()
+    assert comparison(root, out, *trainings(root)).run() == table
+    assert (out / 'results.jsonl').read_text() == results
+    assert comparison(root, tmp_path / 'other', *trainings(root), reuse=out / 'results.jsonl').run() == table
+
+
+def test_a_failed_training_fails_the_comparison_with_its_reason(root, tmp_path):
+    broken = Training('broken', 1, 0, root / 'configs' / 'no.py')
+    out = tmp_path / 'digits'
+    with pytest.raises(TrainingsFailed, match='1 of 1 .* broken, batch 1, seed 0: .*no.py does not exist'):
+        comparison(root, out, broken).run()
+    assert '| broken | failed |' in (out / 'digits.md').read_text()
+    assert not (out / 'results.jsonl').read_text()
+
+
+def test_a_command_ends_with_the_reason_of_a_failed_training(tmp_path):
+    """Without the data set's package, what trains on it fails."""
+    (tmp_path / 'sklearn').mkdir()
+    (tmp_path / 'sklearn' / '__init__.py').write_text('raise ImportError("hidden")')
+    result = run_command(sys.executable, ROOT / 'tools' / 'run_digits.py', '--quick', '--methods', 'GN', '--out',
+                         tmp_path / 'out', PYTHONPATH=f'{tmp_path}:{ROOT}', check=False)
+    assert result.returncode == 1
+    assert 'run_digits.py: 2 of 2 trainings failed' in result.stderr
+    assert 'scikit-learn' in result.stderr
+
+
+@pytest.mark.parametrize('batch', [1, 128])
+@pytest.mark.parametrize('name', methods(4))
+def test_every_method_trains(name, batch, root):
+    """One step of ResNet-8: the row alone puts a norm into every comparison."""
+    cfg = Config.fromfile(root / 'configs' / '_base_' / 'digits.py')
+    cfg.merge_from_dict(methods(4)[name].settings(batch))
+    init_default_scope('mmpretrain')
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone(torch.randn(2, 1, 8, 8))[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.dim() == 4)
 
 
 def test_summary_by_hand():
@@ -82,6 +125,26 @@ def test_fixed_statistics_are_eq_34():
     at_batch_norm = four_layer_network(1, 0, 0, seed=0)
     assert all(m.mean.eq(0).all() and m.scale.eq(1).all() for m in at_batch_norm if isinstance(m, FixedStatisticsNorm))
     assert at_batch_norm(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_gradients_are_watched_in_the_first_iteration_of_each_epoch(tmp_path, root):
+    config = root / 'configs' / '_base_' / 'digits.py'
+    work_dir = watched_training(config, FIGURE_4[-1], tmp_path / 'figure_4' / 'gn', 2, 8, gradients=True)
+    written = read_norm_statistics(work_dir)
+    assert [line['iter'] for line in written] == [1, 11]  # of ten iterations
+    shares = [layer for layer in written[1]['layers'].values() if 'gradient_eq11' in layer]
+    assert len(shares) == 9 and all(.99 < sum(layer.values()) < 1.01 for layer in shares)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (('6', '--data', 'cifar10'), 'set CIFAR_ROOT'), (('5', '--depth', '110'), 'are of Figures 4 and 6'),
+    (('4', '--epochs', '0'), 'at least 1')])
+def test_figures_that_cannot_be_made(arguments, message, monkeypatch, capsys, root):
+    monkeypatch.setenv('CIFAR_ROOT', 'nowhere')
+    monkeypatch.setattr('sys.argv', ['reproduce_figure.py', *arguments])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(root / 'tools' / 'reproduce_figure.py'), run_name='__main__')
+    assert message in capsys.readouterr().err
 
 
 def test_figure_5_by_command(tmp_path):

@@ -56,6 +56,12 @@ def test_a_line_per_sample_and_scalars_in_the_run_s_own_log(tmp_path):
     assert scalars[-1]['norm/stat_diff'] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_first_iteration_of_each_interval(tmp_path):
+    """Figure 4 is about the first training iteration of each epoch."""
+    run(tmp_path, NormStatisticsHook(interval=2, first=True))
+    assert [line['iter'] for line in lines(tmp_path)] == [1, 3, 5]
+
+
 class OneLayer(Model):
     """A norm with known inputs: the images themselves, of three channels."""
 

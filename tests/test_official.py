@@ -1,4 +1,8 @@
-"""Networks under the authors' names, written out here after their papers, give the same logits after conversion."""
+"""Networks under the authors' names, with layers written out here after their code, give the same logits after
+conversion."""
+import pickle
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,23 +11,29 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from wsbcn_mmseg.conversion.official import Official, convert_official, expected_network
+from wsbcn_mmseg.layers import ConvWSStdEps
+from wsbcn_mmseg.runtime.checkpoint import read_weights
 from wsbcn_mmseg.runtime.launch import load_config
 
 EPS = 1e-5
-DEVIATIONS = {'classification': lambda w: (w.flatten(1).var(1) + EPS).sqrt(),
-              'segmentation': lambda w: w.flatten(1).std(1) + EPS}
 
 
-class TheirConv(nn.Conv2d):
-    """Standardizes by one of the authors' deviations; None: a plain convolution."""
-    deviation = None
+class FirstConv(nn.Conv2d):
+    """Of pytorch-classification (models/layers.py) and both DeepLabV3 (deeplab.py): divides by std + eps."""
 
     def forward(self, x):
-        weight = self.weight
-        if self.deviation:
-            weight = weight - weight.mean((1, 2, 3), keepdim=True)
-            weight = weight / type(self).deviation(weight).view(-1, 1, 1, 1)
-        return self._conv_forward(x, weight, self.bias)
+        centered = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        std = (centered.square().sum((1, 2, 3), keepdim=True) / (centered[0].numel() - 1)).sqrt()
+        return self._conv_forward(x, centered / (std + EPS), self.bias)
+
+
+class SecondConv(nn.Conv2d):
+    """Of Batch-Channel-Normalization's ImageNet networks (imagenet/models/layers.py): by sqrt(var + eps)."""
+
+    def forward(self, x):
+        centered = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        var = centered.square().sum((1, 2, 3), keepdim=True) / (centered[0].numel() - 1)
+        return self._conv_forward(x, centered / (var + EPS).sqrt(), self.bias)
 
 
 class TheirBCN(nn.Module):
@@ -83,7 +93,7 @@ class Theirs(nn.Module):
 
     def __init__(self, task, norm, ws, depth=50, groups=1):
         super().__init__()
-        conv = type('Conv', (TheirConv, ), dict(deviation=staticmethod(DEVIATIONS[task]) if ws else None))
+        conv = (SecondConv if (task, norm) == ('classification', 'BCN') else FirstConv) if ws else nn.Conv2d
         norm, segments = NORMS[norm], task == 'segmentation'
         self.conv1, self.bn1 = conv(3, 64, 7, 2, 3, bias=False), norm(64)
         inputs = 64
@@ -114,7 +124,7 @@ def published(task, norm, ws, **kwargs):
             if value.dim() in (1, 3):  # of norms, or a bias
                 value.uniform_(.5, 1.5) if name.endswith('weight') else value.uniform_(-.3, .3)
             elif value.dim() == 4:
-                value.mul_(torch.rand(len(value), 1, 1, 1) + .1).add_(.01)
+                value.mul_(torch.rand(len(value), 1, 1, 1) / 3 + .03).add_(.01)  # also of small kernels
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 fan_in = 100 if ws else 1
@@ -123,26 +133,31 @@ def published(task, norm, ws, **kwargs):
     return network
 
 
-CASES = [('classification', 'BCN', True, dict(depth=50)), ('classification', 'BCN', True, dict(depth=101)),
-         ('classification', 'BCN', True, dict(depth=50, groups=32)), ('classification', 'GN', True, dict(depth=50)),
-         ('segmentation', 'BCN', True, dict(depth=101)), ('segmentation', 'GN', True, dict(depth=101)),
-         ('segmentation', 'BN', False, dict(depth=101))]
+# Every file that the authors' README files link to: task, norm, WS, settings, where eps is added.
+PUBLISHED = {
+    'R-50-GN-WS': ('classification', 'GN', True, dict(depth=50), 'outside'),
+    'R-101-GN-WS': ('classification', 'GN', True, dict(depth=101), 'outside'),
+    'X-50-GN-WS': ('classification', 'GN', True, dict(depth=50, groups=32), 'outside'),
+    'X-101-GN-WS': ('classification', 'GN', True, dict(depth=101, groups=32), 'outside'),
+    'rn50_bcn_ws': ('classification', 'BCN', True, dict(depth=50), 'inside'),
+    'rn101_bcn_ws': ('classification', 'BCN', True, dict(depth=101), 'inside'),
+    'rx50_bcn_ws': ('classification', 'BCN', True, dict(depth=50, groups=32), 'inside'),
+    'deeplab_v3_bn': ('segmentation', 'BN', False, dict(depth=101), None),
+    'deeplab_v3_gn_ws': ('segmentation', 'GN', True, dict(depth=101), 'outside'),
+    'deeplab_v3_bcn_ws': ('segmentation', 'BCN', True, dict(depth=101), 'outside'),
+}
 
 
-def name_of(case) -> str:
-    return f'{case[0]}-{case[1]}-{case[3]["depth"]}{"x" if "groups" in case[3] else ""}'
-
-
-@pytest.mark.parametrize('case', CASES, ids=name_of)
-def test_converted_networks_give_the_authors_logits(case):
-    task, norm, ws, settings = case
-    theirs = published(*case[:3], **settings)
+@pytest.mark.parametrize('file', PUBLISHED)
+def test_converted_networks_give_the_authors_logits(file):
+    task, norm, ws, settings, eps = PUBLISHED[file]
+    theirs = published(task, norm, ws, **settings)
     weights = {name: value.clone() for name, value in theirs.state_dict().items()}
     if norm == 'BCN':
         weights['bn1.estbn_moving_speed'] = torch.zeros(1)
     converted, official = convert_official(weights)
-    assert (official.task, official.norm, official.ws) == (task, norm, ws)
-    assert official.network == f'ResNe{"Xt" if "groups" in settings else "t"}-{settings["depth"]}'
+    assert official == Official(task, f'ResNe{"Xt" if "groups" in settings else "t"}-{settings["depth"]}', norm, ws,
+                                1000 if task == 'classification' else 21, eps)
 
     network = our_network(official)
     network.load_state_dict(converted, strict=True)
@@ -150,10 +165,57 @@ def test_converted_networks_give_the_authors_logits(case):
     with torch.no_grad():
         wanted = theirs(x)
         assert wanted.std() > .1
-        torch.testing.assert_close(network(x), wanted, rtol=1e-6, atol=1e-6)
-        if task == 'classification':  # names alone are not enough: the deviations differ
-            network.load_state_dict(convert_official(weights, ws=False)[0])
-            assert (network(x) - wanted).abs().max() > 1e-4
+        torch.testing.assert_close(network(x), wanted, rtol=0, atol=1e-9 * float(wanted.std()))
+        if ws and settings['depth'] == 50:  # the deviations differ: neither the other one nor none will do
+            for wrong in (dict(eps={'outside': 'inside', 'inside': 'outside'}[eps]), dict(ws=False)):
+                network.load_state_dict(convert_official(weights, **wrong)[0])
+                assert (network(x) - wanted).abs().max() > 1e-3 * wanted.std()
+
+
+def test_gn_networks_train_on_as_the_authors_with_their_kernels_kept():
+    """ConvWSStdEps is their layer, gradients too; with its kernels as they are, a network computes what theirs does."""
+    theirs, ours = (cls(4, 6, 3, padding=1, groups=2).double() for cls in (FirstConv, ConvWSStdEps))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    outputs = [conv(x) for conv in (theirs, ours)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+    network = published('classification', 'GN', True, depth=50)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    kept, official = convert_official(weights, keep_kernels=True)
+    assert torch.equal(kept['backbone.layer1.0.conv2.weight'], weights['layer1.0.conv2.weight'])
+    again = OurClassifier(expected_network(official, dict(type='ConvWSStdEps')).to_empty(device='cpu')).double().eval()
+    again.load_state_dict(kept)
+    image = torch.randn(1, 3, 33, 33, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = network(image)
+        torch.testing.assert_close(again(image), wanted, rtol=0, atol=1e-9 * float(wanted.std()))
+    with pytest.raises(ValueError, match='only kernels of GN'):
+        convert_official(weights, eps='inside', keep_kernels=True)
+
+
+def test_a_generation_that_cannot_be_told_is_asked_for():
+    weights = {name: value.clone() for name, value in published('classification', 'BN', True).state_dict().items()}
+    assert convert_official(weights)[1].eps is None, 'published BN is without WS'
+    with pytest.raises(ValueError, match="eps='outside' for .*eps='inside' for"):
+        convert_official(weights, ws=True)
+    with pytest.raises(ValueError, match='say ws=True too'):
+        convert_official(weights, eps='inside')
+    with pytest.raises(ValueError, match="got 'root'"):
+        convert_official(weights, ws=True, eps='root')
+    converted, official = convert_official(weights, ws=True, eps='outside')
+    assert official.eps == 'outside' and 'BN+WS, 1000 classes, kernels divided by std + eps' in str(official)
+    network = our_network(official)
+    network.load_state_dict(converted)
+    x = torch.randn(1, 3, 33, 33, dtype=torch.float64)
+    with torch.no_grad():
+        theirs = Theirs('classification', 'BN', True).double().eval()
+        theirs.load_state_dict(weights)
+        wanted = theirs(x)
+        torch.testing.assert_close(network(x), wanted, rtol=0, atol=1e-9 * float(wanted.std()))
 
 
 class OurClassifier(nn.Module):
@@ -177,13 +239,26 @@ def our_network(official):
     return OurClassifier(network.to_empty(device='cpu')).double().eval()
 
 
+def test_files_in_the_formats_of_2019_are_read(tmp_path):
+    """pytorch-classification's: no state_dict around the weights, DataParallel's names, torch's format before 1.6; of
+    the same networks as Detectron pickles, only PyTorch's files are taken, since reading a pickle may run code."""
+    theirs = published('classification', 'GN', True).float()
+    weights = {f'module.{name}': value for name, value in theirs.state_dict().items()}
+    torch.save(weights, tmp_path / 'R-50-GN-WS.pth.tar', _use_new_zipfile_serialization=False)
+    official = convert_official(read_weights(tmp_path / 'R-50-GN-WS.pth.tar'))[1]
+    assert str(official) == 'classification, ResNet-50, GN+WS, 1000 classes, kernels divided by std + eps'
+    (tmp_path / 'R-50-GN-WS.pkl').write_bytes(pickle.dumps({'blobs': {'conv1_w': np.zeros((64, 3, 7, 7))}}, 2))
+    with pytest.raises(ValueError, match='cannot be read as a checkpoint of weights|not a dictionary|no weights'):
+        read_weights(tmp_path / 'R-50-GN-WS.pkl')
+
+
 def test_tool_and_its_refusals(tmp_path):
     theirs = published('classification', 'BCN', True).float()
     published_format = {'epoch': 90, 'state_dict': {f'module.{k}': v for k, v in theirs.state_dict().items()},
                         'best_acc': torch.tensor(76.9), 'optimizer': {'state': {}}}
     torch.save(published_format, tmp_path / 'rn50.pth')
     result = run_tool('convert_official_checkpoint.py', tmp_path / 'rn50.pth', tmp_path / 'out' / 'ours.pth')
-    assert 'classification, ResNet-50, BCN+WS, 1000 classes' in result.stdout
+    assert 'classification, ResNet-50, BCN+WS, 1000 classes, kernels divided by sqrt(var + eps)' in result.stdout
     written = torch.load(tmp_path / 'out' / 'ours.pth', weights_only=True)
     assert written['state_dict']['backbone.bcn1.weight'].shape == (32, )
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Convert a checkpoint that the paper's authors published: ImageNet ResNet or ResNeXt, or DeepLabV3 on VOC.
 
-SRC is recognised by its tensors. What a classification checkpoint becomes, MMPretrain's classifiers load, and
-segmentors by PRETRAINED=DST; what a segmentation checkpoint becomes, tools/test.py tests with
-configs/deeplabv3_r101_*_voc.py.
+SRC is recognized by its tensors, and the printed line says as what. A converted classification checkpoint is loaded by
+MMPretrain's classifiers, and by segmentors through PRETRAINED=DST; a converted segmentation checkpoint is tested by
+tools/test.py with configs/deeplabv3_r101_*_voc.py.
 """
 import argparse
 import os
@@ -23,13 +23,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ws', action=argparse.BooleanOptionalAction,
                         help='whether the network standardizes its weights, which the file does not tell '
                         '(default: as published, yes with GN and BCN, no with BN)')
+    parser.add_argument('--eps', choices=('outside', 'inside'),
+                        help='where the layers it was trained with add eps to the deviation of a kernel: outside the '
+                        'root, std + eps, or inside, sqrt(var + eps) (default: by the norms, BCN on ImageNet inside, '
+                        'all others outside)')
+    parser.add_argument('--keep-kernels', action='store_true',
+                        help='leave the kernels of a GN+WS network as they are, for fine-tuning with '
+                        "conv_cfg=dict(type='ConvWSStdEps') step by step as the authors (default: scale them, so that "
+                        'ConvWS computes the same, but trains them at other relative rates)')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     try:
-        state_dict, official = convert_official(read_weights(args.src), args.ws)
+        state_dict, official = convert_official(read_weights(args.src), args.ws, args.eps,
+                                                args.keep_kernels)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
         sys.exit('convert_official_checkpoint.py: ' + (message if args.src in message else f'{args.src} {message}'))
@@ -44,6 +53,9 @@ def main() -> None:
     finally:
         partial.unlink(missing_ok=True)
     print(f'{args.src} ({official}): wrote {len(state_dict)} tensors to {args.dst}')
+    if official.norm == 'GN' and official.ws and not args.keep_kernels:
+        print("Its kernels are rescaled, so that ConvWS computes what the authors' layer does; to fine-tune it step by "
+              'step as they did, see --keep-kernels')
 
 
 if __name__ == '__main__':

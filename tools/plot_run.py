@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Draw curves.png, and predictions.png where predictions are given, of a finished run."""
+"""Draw curves.png, and predictions.png where predictions are given, of a run; or training and validation of several
+runs in one picture, as the paper's Figure 8."""
 import argparse
 import sys
 from pathlib import Path
@@ -8,21 +9,35 @@ import matplotlib
 
 matplotlib.use('Agg')
 
-from wsbcn_mmseg.visualization import plot_curves, plot_predictions  # noqa: E402
+from wsbcn_mmseg.visualization import plot_curves, plot_predictions, plot_runs  # noqa: E402
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir', type=Path, help='folder of the run; the pictures go there')
-    parser.add_argument('--predictions', type=Path, help='folder that tools/test.py --out wrote')
+    parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
+                        help='folder of a run, where its pictures go; or of several, which are drawn together')
+    parser.add_argument('--out', type=Path, help="picture to write (default: curves.png in the run's folder; for "
+                        'several runs, runs.png in the folder above the first)')
+    parser.add_argument('--predictions', type=Path, help='folder that tools/test.py --out wrote, for one run')
     parser.add_argument('--voc-root', type=Path, default=Path('data/VOCdevkit/VOC2012'),
                         help='VOC2012 folder of the predicted images (default: %(default)s)')
     args = parser.parse_args()
+    if args.predictions and len(args.work_dirs) > 1:
+        parser.error('--predictions belong to one run, and several are given')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    first = args.work_dirs[0]
     try:
-        plot_curves(args.work_dir, args.work_dir / 'curves.png')
+        if len(args.work_dirs) > 1:
+            plot_runs(args.work_dirs, args.out or first.parent / 'runs.png')
+        else:
+            plot_curves(first, args.out or first / 'curves.png')
         if args.predictions:
-            plot_predictions(args.voc_root, args.predictions, args.work_dir / 'predictions.png')
-    except FileNotFoundError as error:
+            plot_predictions(args.voc_root, args.predictions, first / 'predictions.png')
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(f'plot_run.py: {error}')
 
 

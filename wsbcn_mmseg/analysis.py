@@ -1,12 +1,8 @@
-"""Old import paths: diagnostics and experiments were one package, ``wsbcn_mmseg.analysis``, before."""
+"""Import paths of earlier releases: ``wsbcn_mmseg.analysis.singularities`` and ``wsbcn_mmseg.analysis.smoothness`` are
+in :mod:`wsbcn_mmseg.diagnostics` now."""
 import sys
 
 from wsbcn_mmseg.diagnostics import singularities, smoothness
-from wsbcn_mmseg.experiments import comparison, watched_runs
-from wsbcn_mmseg.experiments import paper_figures as experiments
-from wsbcn_mmseg.experiments import watched_runs as figures
 
-for _name in ('singularities', 'smoothness', 'comparison', 'experiments', 'figures'):
-    sys.modules[f'{__name__}.{_name}'] = globals()[_name]
-
-__all__ = ['comparison', 'experiments', 'figures', 'singularities', 'smoothness', 'watched_runs']
+__all__ = ['singularities', 'smoothness']
+sys.modules |= {f'{__name__}.{module.__name__.rpartition(".")[2]}': module for module in (singularities, smoothness)}

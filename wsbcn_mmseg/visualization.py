@@ -1,6 +1,8 @@
 """Pictures of a finished run: training curves, and predictions beside the truth; and tables."""
 import csv
 import json
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,7 +27,19 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json of a training run')
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for file in files for line in read_jsonl(file)]
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The objects in a file of one JSON object per line, without lines that a killed run left unfinished."""
+    return [line for text in Path(path).read_text().splitlines() if (line := _parsed(text)) is not None]
+
+
+def _parsed(text: str) -> dict | None:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def write_csv(rows: list[dict], out: str | Path) -> Path:
@@ -60,6 +74,54 @@ def plot_curves(work_dir: str | Path, out: str | Path) -> None:
         axis.grid(alpha=0.3)
     figure.savefig(out, dpi=120)
     plt.close(figure)
+
+
+# What a run may have logged, the first that all runs have is drawn: key, label, whether 100 minus it is shown
+TRAINING = (('accuracy_top-1', 'Training error (%)', True), ('loss', 'Training loss', False))
+VALIDATION = (('accuracy/top1', 'Validation error (%)', True), ('mIoU', 'mIoU (%)', False),
+              ('coco/bbox_mAP', 'Box AP', False))
+
+
+def plot_runs(work_dirs: Sequence[str | Path], out: str | Path) -> None:
+    """Training and validation of several runs over epochs or iterations, side by side (as Fig. 8).
+
+    Args:
+        work_dirs: Folders of the runs; their last parts are the names, unless two are the same.
+        out: Picture to write; the suffix says the format.
+
+    Raises:
+        FileNotFoundError: As :func:`read_scalars`.
+        ValueError: If the runs have no number of training or of validation in common.
+    """
+    names = [Path(work_dir).name for work_dir in work_dirs]
+    if len(set(names)) < len(names):
+        names = list(map(str, work_dirs))
+    runs = {name: read_scalars(work_dir) for name, work_dir in zip(names, work_dirs, strict=True)}
+    by_epoch = all('epoch' in line for lines in runs.values() for line in lines if 'loss' in line)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout='constrained')
+    for axis, choices, name in zip(axes, (TRAINING, VALIDATION), ('training', 'validation'), strict=True):
+        key, label, is_error = next((choice for choice in choices if all(any(choice[0] in line for line in lines)
+                                                                         for lines in runs.values())), (None, ) * 3)
+        if key is None:
+            raise ValueError(f'{", ".join(runs)} have logged no number of {name} that all of them have')
+        for color, marker, (run, lines) in zip(cycle(COLOURS), cycle(MARKERS), runs.items(), strict=False):
+            times, values = _means(lines, key)
+            axis.plot(times, [100 - value for value in values] if is_error else values, color=color, marker=marker,
+                      markevery=max(1, len(times) // 8), label=run)
+        axis.set(xlabel='Epoch' if by_epoch else 'Iteration', ylabel=label)
+        axis.grid(alpha=.3)
+    axes[0].legend()
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def _means(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
+    """Epochs, or iterations in runs that count these alone, and the mean of what was logged in each."""
+    values: dict[float, list[float]] = {}
+    for line in lines:
+        if key in line:
+            values.setdefault(line.get('epoch', line['step']), []).append(line[key])
+    return list(values), [sum(logged) / len(logged) for logged in values.values()]
 
 
 def plot_predictions(voc_root: str | Path, predictions: str | Path, out: str | Path, count: int = 6) -> None:

@@ -1,5 +1,5 @@
-# CIFAR-10: shifts of up to 4 pixels, mirroring, channels standardised. Epochs, steps and weight decay are those of the
-# authors' public training script.
+# CIFAR-10: shifts of up to 4 pixels, mirroring, channels standardized. Epochs, steps, weight decay, the last batch of
+# 80 images and the classifier's start (PyTorch's own) are those of the authors' public training script.
 _base_ = './classification.py'
 data_root = '{{$CIFAR_ROOT:data/cifar}}'  # holds cifar-10-batches-py and cifar-100-python
 data_preprocessor = dict(
@@ -16,7 +16,7 @@ train_dataloader = dict(
     batch_size=total_batch_size // _base_.num_processes,
     num_workers=2,
     persistent_workers=True,
-    drop_last=True,
+    drop_last=False,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type='CIFAR10', data_root=data_root, split='train', download=False, pipeline=train_pipeline))
 val_dataloader = dict(
@@ -36,4 +36,6 @@ model = dict(
     type='ImageClassifier',
     data_preprocessor=data_preprocessor,
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, loss=dict(type='CrossEntropyLoss', loss_weight=1.0), topk=(1, )))
+    head=dict(
+        type='LinearClsHead', num_classes=10, loss=dict(type='CrossEntropyLoss', loss_weight=1.0), topk=(1, ),
+        init_cfg=None))

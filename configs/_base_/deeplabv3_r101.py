@@ -15,6 +15,7 @@ model = dict(
         dilations=(1, 1, 1, 2),
         contract_dilation=True,  # multi-grid (1, 1, 1) of the paper: dilations (1, 2, 2) over the last three blocks
         norm_eval=False,
+        zero_init_residual=False,  # where it starts without pretrained weights, as the authors'
         **initialisation),
     decode_head=dict(
         type='DeepLabV3Head',
@@ -25,6 +26,7 @@ model = dict(
         dropout_ratio=0,
         num_classes=21,
         align_corners=True,
+        init_cfg=None,  # logits start as the authors', see DeepLabV3Head
         loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),  # the mean over labelled pixels only
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

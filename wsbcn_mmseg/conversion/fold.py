@@ -55,6 +55,7 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         The folded copy, in evaluation mode.
 
     Raises:
+        ValueError: If the network has norms for which there is no stock layer, such as SwitchableNorm.
         Exception: Whatever ``model`` raises for the given ``example_inputs``.
 
     Examples:
@@ -65,6 +66,10 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
           (1): GroupNorm(4, 8, eps=1e-05, affine=True, bias=True)
         )
     """
+    for module in model.modules():
+        if not getattr(module, 'foldable', True):
+            raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network '
+                             'cannot be folded')
     folded = _copy(model)
     folded.eval()  # which returns None for some OpenMMLab networks
     modules = list(folded.modules())

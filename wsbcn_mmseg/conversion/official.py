@@ -1,8 +1,20 @@
 """The checkpoints that the paper's authors published, rewritten for the networks of this package.
 
-Their networks are ours under other names, with one difference: their standardization divides kernels by other
-deviations than Eq. 7, ``sqrt(unbiased variance + eps)`` in the ImageNet networks and ``unbiased deviation + eps`` in
-DeepLabV3. Both put a constant factor on each output channel, which is absorbed here exactly.
+Their networks are ours under other names, with one difference: their layers divide kernels by other deviations than
+Eq. 7. There are two generations of them:
+
+==========================================  =============================  ====================
+repository                                  deviation                      norms
+==========================================  =============================  ====================
+joe-siyuan-qiao/pytorch-classification      unbiased deviation + eps       GN
+chenxi116/DeepLabv3.pytorch                 unbiased deviation + eps       GN; BN, without WS
+Batch-Channel-Normalization, ``DeepLabV3``  unbiased deviation + eps       BCN
+Batch-Channel-Normalization, ``imagenet``   sqrt(unbiased variance + eps)  BCN
+==========================================  =============================  ====================
+
+The norms of a file therefore tell its generation, except for ImageNet networks with BN and WS, which the authors did
+not publish. Either deviation is Eq. 7's times a constant factor per output channel, for which the conversion
+compensates.
 """
 import re
 from dataclasses import dataclass
@@ -18,6 +30,8 @@ from wsbcn_mmseg.models import DeepLabV3Head
 EPS = 1e-5
 _UNUSED = ('num_batches_tracked', 'estbn_moving_speed')
 _NORM_CFG = {'BN': dict(type='BN'), 'GN': dict(type='GN', num_groups=32), 'BCN': dict(type='BCN', num_groups=32)}
+_DEVIATIONS = {'outside': lambda variance: variance.sqrt() + EPS, 'inside': lambda variance: (variance + EPS).sqrt()}
+_FORMULAS = {'outside': 'std + eps', 'inside': 'sqrt(var + eps)'}
 _DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
@@ -31,33 +45,40 @@ class Official:
         norm: ``'BN'``, ``'GN'`` or ``'BCN'``.
         ws: Whether the network standardizes its weights.
         num_classes: Rows of the last layer.
+        eps: Where its layers add eps to the deviation of a kernel, ``'outside'`` of the root or ``'inside'``; None
+            without WS.
     """
     task: str
     network: str
     norm: str
     ws: bool
     num_classes: int
+    eps: str | None = None
 
     @property
     def dataset_meta(self) -> dict:
-        """Names and colours of the classes, where they are known: those of PASCAL VOC."""
+        """Names and colors of the classes, where they are known: those of PASCAL VOC."""
         voc = PascalVOCDataset.METAINFO
         return dict(voc) if self.task == 'segmentation' and self.num_classes == len(voc['classes']) else {}
 
     def __str__(self) -> str:
-        return f'{self.task}, {self.network}, {self.norm}{"+WS" if self.ws else ""}, {self.num_classes} classes'
+        kernels = f', kernels divided by {_FORMULAS[self.eps]}' if self.eps else ''
+        return (f'{self.task}, {self.network}, {self.norm}{"+WS" if self.ws else ""}, {self.num_classes} classes'
+                f'{kernels}')
 
 
-def recognise(weights: dict[str, Tensor], ws: bool | None = None) -> Official:
+def recognize(weights: dict[str, Tensor], ws: bool | None = None, eps: str | None = None) -> Official:
     """Tell from names and shapes what the authors' file holds.
 
     Args:
         weights: Its state dict, without ``module.`` before the names.
         ws: Whether the network standardizes its weights, which no name tells. Defaults to None: what the authors
             published, WS with GN and BCN, no WS with BN.
+        eps: ``'outside'`` or ``'inside'``, the generation of layers that it was trained with. Defaults to None: by its
+            task and norms.
 
     Raises:
-        ValueError: If it is none of the formats known here.
+        ValueError: If it is none of the formats known here, or its generation cannot be told.
     """
     logits = next((weights[name] for name in ('fc.weight', 'aspp.conv3.weight') if name in weights), None)
     norm = next((norm for name, norm in (('bn1.pbn.weight', 'BCN'), ('bn1.bn.weight', 'BCN'),
@@ -69,34 +90,59 @@ def recognise(weights: dict[str, Tensor], ws: bool | None = None) -> Official:
                          f'ResNeXt of 50 to 152 layers and fc or aspp, got {_some(sorted(weights))} with '
                          f'{"-".join(map(str, blocks))} blocks')
     grouped = weights['layer1.0.conv2.weight'].shape[0] != weights['layer1.0.conv2.weight'].shape[1]
-    return Official('classification' if 'fc.weight' in weights else 'segmentation',
-                    f'ResNe{"Xt" if grouped else "t"}-{_DEPTHS[blocks]}', norm, norm != 'BN' if ws is None else ws,
-                    len(logits))
+    task = 'classification' if 'fc.weight' in weights else 'segmentation'
+    ws = norm != 'BN' if ws is None else ws
+    if eps and not ws:
+        raise ValueError(f'holds {norm} and counts as a network without WS, where eps has no meaning: say ws=True too')
+    return Official(task, f'ResNe{"Xt" if grouped else "t"}-{_DEPTHS[blocks]}', norm, ws, len(logits),
+                    _generation(task, norm, eps) if ws else None)
 
 
-def convert_official(weights: dict[str, Tensor], ws: bool | None = None) -> tuple[dict[str, Tensor], Official]:
+recognise = recognize
+
+
+def _generation(task: str, norm: str, eps: str | None) -> str:
+    if eps not in (None, *_DEVIATIONS):
+        raise ValueError(f"eps must be 'outside' (std + eps) or 'inside' (sqrt(var + eps)), got {eps!r}")
+    if eps is None and task == 'classification' and norm == 'BN':
+        raise ValueError('holds BN, and the authors published no ImageNet network with BN and WS: say which of their '
+                         "layers it was trained with, eps='outside' for std + eps (pytorch-classification) or "
+                         "eps='inside' for sqrt(var + eps) (Batch-Channel-Normalization)")
+    return eps or ('inside' if (task, norm) == ('classification', 'BCN') else 'outside')
+
+
+def convert_official(weights: dict[str, Tensor], ws: bool | None = None, eps: str | None = None,
+                     keep_kernels: bool = False) -> tuple[dict[str, Tensor], Official]:
     """Rewrite one of the authors' state dicts.
 
     Names become those of MMPretrain's ``ImageClassifier`` or of the segmentor of ``configs/deeplabv3_r101_*_voc.py``.
     With s the deviation of Eq. 7, s' the authors' and f = s'/s, the factor goes into the stored statistics of the norm
     that follows, mu' = f mu and var' = f^2 (var + eps) - eps; where nothing is stored, with GN, into the scale of
     the kernel itself, which Eq. 7 does not cancel completely: W' = a W with a^2 = eps / (s'^2 - variance) gives the
-    authors' kernel exactly.
+    authors' kernel exactly. Networks then compute what the authors' do. Training them further goes as theirs only where
+    kernels keep their lengths, with BN and BCN; with GN a is between 0.1 and 5 in a ResNet-50 from Kaiming's
+    initialization, and an SGD step moves W' by 1 / a^2 as much in proportion.
 
     Args:
         weights: State dict, without ``module.`` before the names.
-        ws: See :func:`recognise`.
+        ws: See :func:`recognize`.
+        eps: See :func:`recognize`.
+        keep_kernels: Leave the kernels of a network with GN as they are, for ``conv_cfg=dict(type='ConvWSStdEps')``,
+            with which it computes and trains as the authors'. Defaults to False.
 
     Returns:
         The state dict, and what it holds. Converted values are computed in float64 and returned in the given dtypes.
 
     Raises:
-        ValueError: If the format is unknown, or tensors are missing, unexpected or of other shapes; the message lists
-            them.
+        ValueError: If ``keep_kernels`` is set for another network than GN+WS with eps outside the root; if the format
+            or its generation is unknown; or if tensors are missing, unexpected or of other shapes, which the message
+            lists.
     """
     weights = {name: value for name, value in weights.items() if not name.endswith(_UNUSED)}
-    official = recognise(weights, ws)
-    if official.ws:
+    official = recognize(weights, ws, eps)
+    if keep_kernels and (official.norm, official.eps) != ('GN', 'outside'):
+        raise ValueError(f'holds {official}: only kernels of GN+WS divided by std + eps can be kept for ConvWSStdEps')
+    if official.ws and not keep_kernels:
         _absorb_deviations(weights, official)
     converted = {_rename(name, official.norm): value for name, value in weights.items()}
     if official.norm == 'BCN':
@@ -111,7 +157,7 @@ def _absorb_deviations(weights: dict[str, Tensor], official: Official) -> None:
     for name in [name for name in weights if _norm_after(name)]:
         kernel = weights[name].double().flatten(1)
         variance, unbiased = kernel.var(1, correction=0), kernel.var(1)
-        theirs = (unbiased + EPS).sqrt() if official.task == 'classification' else unbiased.sqrt() + EPS
+        theirs = _DEVIATIONS[official.eps](unbiased)
         if official.norm == 'GN':
             scale = (EPS / (theirs**2 - variance)).sqrt()
             weights[name] = (scale[:, None] * kernel).view_as(weights[name]).to(weights[name].dtype)

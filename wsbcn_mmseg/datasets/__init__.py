@@ -1,4 +1,6 @@
+from .camvid import CamVidDataset
+from .cifar_images import CIFAR10Images
 from .digits import Digits
 from .transforms import RandomLogScale
 
-__all__ = ['Digits', 'RandomLogScale']
+__all__ = ['CIFAR10Images', 'CamVidDataset', 'Digits', 'RandomLogScale']

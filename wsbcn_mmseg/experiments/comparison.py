@@ -2,10 +2,11 @@
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from rich.progress import Progress
 
-from wsbcn_mmseg.visualization import COLOURS, read_scalars, write_csv
+from wsbcn_mmseg.visualization import COLOURS, read_jsonl, read_scalars, write_csv
+
+from .method import file_name
+
+KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, beside the reported one
+
+
+class TrainingsFailed(RuntimeError):
+    """Some trainings of a comparison failed; the message names the first and its reason."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +31,9 @@ class Training:
     """One training of a comparison.
 
     Attributes:
-        method: Normalisation, as the table names it.
+        method: Normalization, as the table names it.
         batch: Images per update.
-        seed: Of everything random.
+        seed: Random seed.
         config: Config file.
         options: ``--cfg-options`` of ``tools/train.py``.
         environment: Variables that the config reads.
@@ -38,65 +47,95 @@ class Training:
 
     @property
     def name(self) -> str:
-        return f'{self.method.lower().replace("+", "_")}_batch{self.batch}_seed{self.seed}'
+        return file_name(f'{self.method} batch{self.batch} seed{self.seed}')
 
     def settings(self) -> dict:
-        """What must agree for a result of before to count as this training's."""
-        return {**asdict(self), 'config': str(self.config.name), 'options': list(self.options)}
+        """What must agree for an earlier result to count as this training's."""
+        return {**asdict(self), 'config': self.config.name, 'options': list(self.options)}
 
 
-def compare(trainings: list[Training], train: Path, out: Path, metric: str, label: str, jobs: int) -> str:
-    """Run trainings and write ``out.name`` as table (``.csv``, ``.md``) and plot (``.png``) into ``out``.
+@dataclass(frozen=True)
+class Comparison:
+    """Trainings and what is done with them.
 
-    Arguments are those of :func:`train_all`, and ``label``, the name of the score in the plot. Returns the table.
-    """
-    summary = summarise(train_all(trainings, train, out, metric, jobs))
-    order = list(dict.fromkeys(training.method for training in trainings))
-    table = markdown_table(summary, order)
-    name = out.resolve().name
-    write_csv(summary, out / f'{name}.csv')
-    (out / f'{name}.md').write_text(table)
-    plot_summary(summary, order, label, out / f'{name}.png')
-    return table
-
-
-def train_all(trainings: Iterable[Training], train: Path, out: Path, metric: str, jobs: int) -> list[dict]:
-    """Run trainings, ``jobs`` at a time with one thread each; those that ``out`` has results of are not run again.
-
-    Args:
+    Attributes:
         trainings: What to run.
         train: ``tools/train.py``.
-        out: Folder of logs and of ``results.jsonl``, which gets a line as each training ends.
-        metric: Key of the final score in MMEngine's scalars, such as ``'accuracy/top1'``.
-        jobs: Trainings at a time.
+        out: Folder of logs, results, table and plot.
+        metric: Key of the reported score in MMEngine's scalars, such as ``'accuracy/top1'``.
+        label: Name of the score in the plot.
+        jobs: Trainings at a time, one thread each.
+        reuse: A ``results.jsonl`` of finished trainings to take over. Defaults to None.
+    """
+    trainings: list[Training]
+    train: Path
+    out: Path
+    metric: str
+    label: str
+    jobs: int
+    reuse: Path | None = None
+
+    def run(self) -> str:
+        """Run the trainings and write ``out.name`` as table (``.csv``, ``.md``) and plot (``.png``) into ``out``.
+
+        Returns:
+            The table in Markdown.
+
+        Raises:
+            TrainingsFailed: After all that can be run and written, if a training failed.
+        """
+        rows = train_all(self)
+        summary = summarise(rows)
+        order = list(dict.fromkeys(training.method for training in self.trainings))
+        table = markdown_table(summary, order)
+        name = self.out.resolve().name
+        write_csv(summary, self.out / f'{name}.csv')
+        (self.out / f'{name}.md').write_text(table)
+        plot_summary(summary, order, self.label, self.out / f'{name}.png')
+        check_all_succeeded(rows)
+        return table
+
+
+def check_all_succeeded(rows: list[dict]) -> None:
+    """Raise TrainingsFailed if a row of :func:`train_all` has no score."""
+    failed = [row for row in rows if row['score'] is None]
+    if failed:
+        raise TrainingsFailed(f'{len(failed)} of {len(rows)} trainings failed, the first is {failed[0]["method"]}, '
+                              f'batch {failed[0]["batch"]}, seed {failed[0]["seed"]}: {failed[0]["reason"]}')
+
+
+def train_all(comparison: Comparison) -> list[dict]:
+    """Run trainings; those that ``out`` or ``reuse`` has results of are not run again.
+
+    ``out / 'results.jsonl'`` gets a line as each training ends.
 
     Returns:
-        One row per training: method, batch, seed and score; score None where training failed.
+        One row per training: method, batch, seed, score, and all final ``scores``; where training failed, score is None
+        and ``reason`` the last line of its log.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    results = out / 'results.jsonl'
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    comparison.out.mkdir(parents=True, exist_ok=True)
+    results = comparison.out / 'results.jsonl'
+    done = [row for path in (results, comparison.reuse) if path and path.exists() for row in read_jsonl(path)]
     rows, missing = [], []
-    for training in trainings:
+    for training in comparison.trainings:
         row = next((row for row in done if row['settings'] == json.loads(json.dumps(training.settings()))), None)
         rows.append(row) if row else missing.append(training)
-    pool = ThreadPoolExecutor(jobs)
+    pool = ThreadPoolExecutor(comparison.jobs)
     with Progress() as progress, results.open('a') as file, _cancelling(pool):
         task = progress.add_task('Training', total=len(rows) + len(missing), completed=len(rows))
-        futures = {pool.submit(_train, training, train, out, metric): training for training in missing}
+        futures = {pool.submit(_train, training, comparison): training for training in missing}
         for future in as_completed(futures):
-            training = futures[future]
-            score = future.result()
-            row = dict(method=training.method, batch=training.batch, seed=training.seed, score=score,
+            training, outcome = futures[future], future.result()
+            row = dict(method=training.method, batch=training.batch, seed=training.seed, **outcome,
                        settings=training.settings())
-            if score is not None:  # what failed is tried again next time
+            if row['score'] is not None:  # what failed is tried again next time
                 file.write(json.dumps(row) + '\n')
                 file.flush()
             rows.append(row)
-            shown = 'failed' if score is None else f'{score:.2f}'
+            shown = f'failed: {row["reason"]}' if row['score'] is None else f'{row["score"]:.2f}'
             progress.console.print(f'{training.method}, batch {training.batch}, seed {training.seed}: {shown}')
             progress.advance(task)
-    return [{key: row[key] for key in ('method', 'batch', 'seed', 'score')} for row in rows]
+    return rows
 
 
 @contextmanager
@@ -108,16 +147,28 @@ def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
         pool.shutdown(cancel_futures=True)
 
 
-def _train(training: Training, train: Path, out: Path, metric: str) -> float | None:
-    work_dir = out / training.name
-    command = [sys.executable, str(train), str(training.config), '--work-dir', str(work_dir), '--cfg-options',
-               f'randomness.seed={training.seed}', *training.options]
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / 'output.txt').open('w') as log:
-        failed = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
+def _train(training: Training, comparison: Comparison) -> dict:
+    """Final scores of one training, or the reason why there are none."""
+    work_dir = comparison.out / training.name
+    shutil.rmtree(work_dir, ignore_errors=True)  # of a training that was interrupted
+    work_dir.mkdir(parents=True)
+    command = [sys.executable, str(comparison.train), str(training.config), '--work-dir', str(work_dir),
+               '--cfg-options', f'randomness.seed={training.seed}', *training.options]
+    log = work_dir / 'output.txt'
+    with log.open('w') as file:
+        failed = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT,
                                 env={**os.environ, 'OMP_NUM_THREADS': '1', **training.environment}).returncode
-    scores = [] if failed else [line[metric] for line in read_scalars(work_dir) if metric in line]
-    return scores[-1] if scores else None
+    if failed:
+        lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
+        return dict(score=None, reason=lines[-1] if lines else f'exit status {failed}')
+    scores = {key: value for line in read_scalars(work_dir) for key, value in line.items()
+              if isinstance(value, (int, float))}  # the last of each
+    if comparison.metric not in scores:
+        return dict(score=None, reason=f'{log} has no {comparison.metric}')
+    for checkpoint in work_dir.glob('*.pth'):
+        checkpoint.unlink()
+    kept = {key: value for key, value in scores.items() if key.split('/')[-1] in KEPT or key == comparison.metric}
+    return dict(score=scores[comparison.metric], scores=kept)
 
 
 def summarise(rows: list[dict]) -> list[dict]:

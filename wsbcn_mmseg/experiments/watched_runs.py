@@ -1,6 +1,5 @@
 """The paper's Figures 4, 6 and 7, and a map of eliminated channels, from what ``NormStatisticsHook`` wrote."""
 import itertools
-import json
 import statistics
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
-from wsbcn_mmseg.visualization import COLOURS, MARKERS
+from wsbcn_mmseg.visualization import COLOURS, MARKERS, read_jsonl
 
 LABELS = {'epoch': 'Epoch', 'iter': 'Iteration'}
 SHARES = {'gradient_eq11': 'removed by Eq. 11 (- mean)', 'gradient_eq12': 'removed by Eq. 12 (/ deviation)',
@@ -24,15 +23,7 @@ def read_norm_statistics(work_dir: str | Path) -> list[dict]:
     path = Path(work_dir) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; train with custom_hooks=[dict(type='NormStatisticsHook')]")
-    lines = [line for text in path.read_text().splitlines() if (line := _parsed(text))]
-    return sorted({line['iter']: line for line in lines}.values(), key=lambda line: line['iter'])
-
-
-def _parsed(text: str) -> dict | None:
-    try:
-        return json.loads(text)
-    except ValueError:  # a run that was killed while writing
-        return None
+    return sorted({line['iter']: line for line in read_jsonl(path)}.values(), key=lambda line: line['iter'])
 
 
 def save(figure: Figure, out: Path) -> list[Path]:

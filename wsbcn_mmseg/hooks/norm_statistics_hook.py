@@ -42,7 +42,8 @@ class NormStatisticsHook(Hook):
     recomputation of activation checkpointing is not counted.
 
     Args:
-        interval: Iterations (forward passes) between samples. Defaults to 50.
+        interval: Iterations (forward passes) between samples, of which the last is watched. Defaults to 50.
+        first: Watch the first iteration of each interval instead, as Fig. 4 does in each epoch. Defaults to False.
         window: Samples over which the maximum is taken. Defaults to 20.
         momentum: Of the running statistics, per sample. Defaults to 0.1.
         fraction: Of the median, see above. Defaults to 0.1.
@@ -60,13 +61,13 @@ class NormStatisticsHook(Hook):
     priority = 'BELOW_NORMAL'
 
     def __init__(self, interval: int = 50, window: int = 20, momentum: float = .1, fraction: float = .1,
-                 gradients: bool = False, histograms: str | None = None):
+                 gradients: bool = False, histograms: str | None = None, first: bool = False):
         if interval < 1 or window < 1:
             raise ValueError(f'expected interval and window of at least 1, got {interval} and {window}')
         if not 0 < momentum <= 1 or not 0 < fraction <= 1:
             raise ValueError(f'expected momentum and fraction in (0, 1], got {momentum} and {fraction}')
         self.interval, self.window, self.momentum, self.fraction = interval, window, momentum, fraction
-        self.gradients, self.histograms = gradients, histograms
+        self.gradients, self.histograms, self.first = gradients, histograms, first
         self._handles: list = []
 
     def before_train(self, runner) -> None:
@@ -88,7 +89,7 @@ class NormStatisticsHook(Hook):
             file.write_text(''.join(kept))
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if not self.every_n_train_iters(runner, self.interval):
+        if (runner.iter + (not self.first)) % self.interval:
             return
         self._handles = [layer.norm.register_forward_hook(self._watch_norm(name, layer), with_kwargs=True)
                          for name, layer in self._layers.items()]

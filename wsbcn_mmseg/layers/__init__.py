@@ -1,8 +1,10 @@
 """Layers over :mod:`wsbcn_mmseg.ops`; they need torch alone."""
 from .adaptive_conv_ws import AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveConvWS3d
-from .baselines import ConvCWN, ConvWN, GNByWidth
+from .baselines import ConvCWN, ConvWN, ConvWSStdEps, GNByWidth
 from .bcn import BCN
 from .conv_ws import ConvWS, ConvWS1d, ConvWS3d
+from .norm_act import FRN, EvoNormS0
+from .switchable_norm import SwitchableNorm
 
-__all__ = ['BCN', 'AdaptiveConvWS', 'AdaptiveConvWS1d', 'AdaptiveConvWS3d', 'ConvCWN', 'ConvWN', 'ConvWS', 'ConvWS1d',
-           'ConvWS3d', 'GNByWidth']
+__all__ = ['BCN', 'FRN', 'AdaptiveConvWS', 'AdaptiveConvWS1d', 'AdaptiveConvWS3d', 'ConvCWN', 'ConvWN', 'ConvWS',
+           'ConvWS1d', 'ConvWS3d', 'ConvWSStdEps', 'EvoNormS0', 'GNByWidth', 'SwitchableNorm']

@@ -1,26 +1,35 @@
-"""What the paper compares with and OpenMMLab does not have: WN, CWN (Table 3), and GroupNorm by width (Table 7).
+"""What the paper compares with and OpenMMLab does not have: WN, CWN (Table 3), and GroupNorm by width (Table 7); and WS
+with the deviation of the authors' code.
 
 The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; its IN is
 ``dict(type='IN', affine=True)``.
 """
+import torch
 from torch import Tensor, nn
 
 from .bcn import default_num_groups
+from .conv_ws import WeightStandardized
 from .reparametrized_conv import ReparametrizedConv
 
 
 class WeightNormalized(ReparametrizedConv):
     """Mixin before ``nn.Conv2d``: direction and length of each output channel's kernel as separate parameters.
 
-    ``gain``, shape (O,), is the length. It starts at the length that a kernel from Kaiming's normal initialisation
-    (fan-out, ReLU) has on average, so that training starts where it would start without weight normalisation. A state
-    dict of an ordinary convolution loads too, with its kernels' own lengths.
+    ``gain``, shape (O,), is the length. As in :func:`torch.nn.utils.parametrizations.weight_norm` it starts at the
+    length of each kernel, so that training starts where it would start without weight normalization; after ``weight``
+    is initialized again, :meth:`reset_gain` makes it so (in configs ``init_cfg=[..., dict(type='GainOfKernel')]``). A
+    state dict of an ordinary convolution loads too, with its kernels' own lengths.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        fan_in, fan_out = self.weight[0].numel(), self.weight[:, 0].numel()
-        self.gain = nn.Parameter(self.weight.new_full((self.out_channels, ), (2 * fan_in / fan_out)**.5))
+        self.gain = nn.Parameter(self.weight.new_empty(self.out_channels))
+        self.reset_gain()
+
+    @torch.no_grad()
+    def reset_gain(self) -> None:
+        """``gain`` becomes the length of each kernel, with CWN of the centered one."""
+        self.gain.copy_(self.direction(self.weight.flatten(1)).norm(dim=1))
 
     def direction(self, weight: Tensor) -> Tensor:
         """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
@@ -53,6 +62,24 @@ class ConvCWN(WeightNormalized, nn.Conv2d):
 
     def direction(self, weight: Tensor) -> Tensor:
         return weight - weight.mean(1, keepdim=True)
+
+
+class ConvWSStdEps(WeightStandardized, nn.Conv2d):
+    """2d convolution with Weight Standardization as the authors' networks with GN have it: (W - mean) / (std + eps).
+
+    std is the unbiased deviation, without eps inside the root as in Eq. 7 (pytorch-classification, DeepLabv3.pytorch,
+    maskrcnn-benchmark). For fine-tuning their checkpoints step by step as they did, with kernels that
+    ``tools/convert_official_checkpoint.py --keep-kernels`` leaves as they are. Arguments, input and output shapes of
+    :class:`torch.nn.Conv2d`.
+    """
+
+    def effective_weight(self) -> Tensor:
+        rows = self.weight.flatten(1)
+        std, mean = torch.std_mean(rows, dim=1, keepdim=True)
+        return ((rows - mean) / (std + self.eps)).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ReparametrizedConv.forward(self, x)
 
 
 class GNByWidth(nn.GroupNorm):

@@ -1,10 +1,12 @@
 """The head of DeepLabV3 (Chen et al. 2017) as the paper trained it."""
+from collections.abc import Sequence
+
 import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.aspp_head import ASPPHead
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @MODELS.register_module()
@@ -13,12 +15,32 @@ class DeepLabV3Head(ASPPHead):
 
     MMSegmentation's ``ASPPHead`` has that branch first and projects by 3x3. Arguments, input and output shapes are
     those of ``ASPPHead``.
+
+    Args:
+        dilations: Of the branches. Defaults to (1, 6, 12, 18).
+        pool_norm: False leaves out the norm of the image-pooling branch, whose maps have one position: BatchNorm cannot
+            train there with one image per process. Defaults to True.
+        kwargs: Further arguments of ``ASPPHead``. With ``init_cfg=None`` the logits layer starts as the authors' does:
+            PyTorch's default, uniform within 1/16 for 256 channels; where the network does not standardize its weights,
+            the kernel as all others, normal with variance 2 / num_classes (chenxi116/DeepLabv3.pytorch, deeplab.py
+            initializes each instance of the network's convolution class, to which the logits layer belongs only
+            without WS).
     """
 
-    def __init__(self, dilations=(1, 6, 12, 18), **kwargs):
+    def __init__(self, dilations: Sequence[int] = (1, 6, 12, 18), pool_norm: bool = True, **kwargs):
         super().__init__(dilations, **kwargs)
+        if not pool_norm:
+            self.image_pool[1] = ConvModule(self.in_channels, self.channels, 1, act_cfg=self.act_cfg)
         self.bottleneck = ConvModule((len(dilations) + 1) * self.channels, self.channels, 1, conv_cfg=self.conv_cfg,
                                      norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.init_cfg is not None:
+            return
+        self.conv_seg.reset_parameters()
+        if type(self.bottleneck.conv) is nn.Conv2d:
+            nn.init.kaiming_normal_(self.conv_seg.weight, mode='fan_out', nonlinearity='relu')
 
     def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
         x = self._transform_inputs(inputs)

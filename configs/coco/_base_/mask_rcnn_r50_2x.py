@@ -6,7 +6,7 @@ model = dict(
     roi_head=dict(
         mask_roi_extractor=dict(
             type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=2),
             out_channels=256,
             featmap_strides=[4, 8, 16, 32]),
         mask_head=dict(
@@ -16,13 +16,13 @@ model = dict(
             conv_out_channels=256,
             num_classes=80,
             loss_mask=dict(type='CrossEntropyLoss', use_mask=True))),
-    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=True), mask_size=28)),
+    train_cfg=dict(rcnn=dict(mask_size=28)),
     test_cfg=dict(rcnn=dict(mask_thr_binary=0.5)))
 val_evaluator = dict(metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1 / 3, begin=0, end=500, by_epoch=False),
-    dict(type='MultiStepLR', milestones=[240000, 320000], gamma=0.1, by_epoch=False)
+    dict(type='MultiStepLR', milestones=[300000, 340000], gamma=0.1, by_epoch=False)
 ]
 train_cfg = dict(max_iters=360000)

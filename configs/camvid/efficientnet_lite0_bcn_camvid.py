@@ -1,0 +1,3 @@
+# Ours: fine-tuning with BCN, without Weight Standardization in the backbone.
+_base_ = './efficientnet_lite0_bcn_ws_camvid.py'
+model = dict(conversion=dict(ws=False))

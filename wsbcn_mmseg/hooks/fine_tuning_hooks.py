@@ -1,0 +1,54 @@
+"""Hooks for fine-tuning networks that were trained with BatchNorm."""
+from collections.abc import Iterable
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wsbcn_mmseg.conversion.calibrate import calibrate
+
+
+@HOOKS.register_module()
+class CalibrateHook(Hook):
+    """Before training, set the channel normalization of converted layers from a few training images; see
+    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. Resumed trainings are left as they are.
+
+    Args:
+        num_images: Images to use. Defaults to 10.
+    """
+
+    def __init__(self, num_images: int = 10):
+        if num_images < 1:
+            raise ValueError(f'num_images must be at least 1, got {num_images}')
+        self.num_images = num_images
+
+    def before_train(self, runner) -> None:
+        if runner.iter > 0:
+            return
+        dataset, collate = runner.train_dataloader.dataset, runner.train_dataloader.collate_fn
+        step = max(1, len(dataset) // self.num_images)
+        model = getattr(runner.model, 'module', runner.model)
+        batches = (model.data_preprocessor(collate([dataset[index]]))
+                   for index in range(0, min(len(dataset), step * self.num_images), step))
+        count = calibrate(model, (dict(inputs=batch['inputs'], mode='tensor') for batch in batches))
+        runner.logger.info(f'CalibrateHook: {count} BCN layers set from {self.num_images} images')
+
+
+@HOOKS.register_module()
+class NormEvalHook(Hook):
+    """Keep running statistics fixed in training, those of BatchNorm and the estimates of BCN: ``norm_eval=True`` for
+    networks that have no such argument.
+
+    Args:
+        parts: Names of the parts of the model. Defaults to the backbone.
+    """
+
+    def __init__(self, parts: Iterable[str] = ('backbone', )):
+        self.parts = [parts] if isinstance(parts, str) else list(parts)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        model = getattr(runner.model, 'module', runner.model)
+        for part in self.parts:
+            for module in model.get_submodule(part).modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = False

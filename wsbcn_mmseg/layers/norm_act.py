@@ -1,0 +1,93 @@
+"""Norms that contain their activation: what one would use today for small batches instead of BCN.
+
+``apply_act`` is timm's name for the same: False where no activation follows the norm, as before the addition at the end
+of a residual block.
+"""
+import torch
+from torch import Tensor, nn
+
+from .bcn import default_num_groups
+
+
+class NormAct(nn.Module):
+    """Base: scale and shift per channel, and whether the activation is applied.
+
+    Args:
+        num_features: Number of channels C.
+        eps: Added to the second moment, inside the root.
+        apply_act: Whether to activate. Defaults to True.
+    """
+    foldable = False  # there is no stock layer for them
+
+    def __init__(self, num_features: int, eps: float, apply_act: bool = True):
+        super().__init__()
+        self.num_features, self.eps, self.apply_act = num_features, eps, apply_act
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+
+    def _affine(self, x: Tensor) -> Tensor:
+        shape = -1, *[1] * (x.dim() - 2)
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        return f'{self.num_features}, eps={self.eps}, apply_act={self.apply_act}'
+
+
+class EvoNormS0(NormAct):
+    r"""EvoNorm-S0 (Liu, Brock, Simonyan and Le, "Evolving Normalization-Activation Layers", NeurIPS 2020, Table 2).
+
+    .. math:: y = \gamma_c \frac{x\,\mathrm{sigmoid}(v_c x)}{\sqrt{\sigma^2_{bg} + \epsilon}} + \beta_c
+
+    with the biased variance of each image and group of channels. Without the activation it is the affine map alone, as
+    in the authors' code.
+
+    Args:
+        num_features: Number of channels C.
+        num_groups: Groups of channels. Defaults to None: as for :class:`~wsbcn_mmseg.layers.BCN`.
+        min_channels_per_group: See ``num_groups``. Defaults to 2.
+        eps: Defaults to 1e-5.
+        apply_act: See :class:`NormAct`.
+    """
+    _abbr_ = 'evonorm'
+
+    def __init__(self, num_features: int, num_groups: int | None = None, min_channels_per_group: int = 2,
+                 eps: float = 1e-5, apply_act: bool = True):
+        super().__init__(num_features, eps, apply_act)
+        self.num_groups = num_groups or default_num_groups(num_features, min_channels_per_group)
+        self.v = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.apply_act:
+            return self._affine(x)
+        var = x.reshape(x.shape[0], self.num_groups, -1).var(2, correction=0)
+        deviation = (var + self.eps).sqrt().repeat_interleave(self.num_features // self.num_groups, 1)
+        shape = -1, *[1] * (x.dim() - 2)
+        return self._affine(x * torch.sigmoid(self.v.view(shape) * x) / deviation.view(x.shape[0], *shape))
+
+
+class FRN(NormAct):
+    r"""Filter Response Normalization with Thresholded Linear Units (Singh and Krishnan, CVPR 2020, Eq. 1-4).
+
+    .. math:: y = \max\left(\gamma_c \frac{x}{\sqrt{\nu^2_{bc} + |\epsilon|}} + \beta_c, \tau_c\right)
+
+    with :math:`\nu^2_{bc}` the mean square over the positions of one channel of one image.
+
+    Args:
+        num_features: Number of channels C.
+        eps: Defaults to 1e-6.
+        learn_eps: Add a learned :math:`|\epsilon_c|` that starts at 1e-4, which the authors advise where maps have one
+            position; without it the norm would be a sign there. Defaults to False.
+        apply_act: Whether the threshold is applied; see :class:`NormAct`.
+    """
+    _abbr_ = 'frn'
+
+    def __init__(self, num_features: int, eps: float = 1e-6, learn_eps: bool = False, apply_act: bool = True):
+        super().__init__(num_features, eps, apply_act)
+        self.learned_eps = nn.Parameter(torch.full((num_features, ), 1e-4)) if learn_eps else None
+        self.tau = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = x.flatten(2).square().mean(2)
+        eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
+        shape = -1, *[1] * (x.dim() - 2)
+        y = self._affine(x * (square + eps).rsqrt().view(x.shape[0], *shape))
+        return torch.maximum(y, self.tau.view(shape)) if self.apply_act else y

@@ -1,0 +1,67 @@
+"""Switchable Normalization (Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via Switchable
+Normalization", ICLR 2019), which Table 8 of the paper compares with."""
+import torch
+from torch import Tensor, nn
+
+
+class SwitchableNorm(nn.Module):
+    r"""Normalizes by a learned mixture of instance, layer and batch statistics.
+
+    .. math:: y = \gamma_c \frac{x - \sum_k w_k \mu_k}{\sqrt{\sum_k v_k \sigma_k^2 + \epsilon}} + \beta_c,
+        \quad k \in \{\text{instance}, \text{layer}, \text{batch}\}
+
+    w and v are softmaxes over ``mean_weight`` and ``var_weight``. Variances are biased. Running batch statistics are
+    those of an inner BatchNorm, ``bn``, with its conventions (the authors' code starts both at 0, calls the share that
+    is kept momentum, and takes the unbiased instance variance); ``bn.eval()`` freezes them. They are each process's
+    own.
+
+    Args:
+        num_features: Number of channels C.
+        eps: Added to the variance, inside the root. Defaults to 1e-5.
+        momentum: Of the running batch statistics. Defaults to 0.1.
+        batch_statistics: False leaves out the batch part, as the authors do where each process has one image.
+            Defaults to True.
+
+    Input and output of shape (N, C, \*).
+    """
+    _abbr_ = 'sn'
+    foldable = False  # there is no stock layer for it
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, batch_statistics: bool = True):
+        super().__init__()
+        self.num_features, self.eps, self.batch_statistics = num_features, eps, batch_statistics
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+        kinds = 3 if batch_statistics else 2
+        self.mean_weight, self.var_weight = nn.Parameter(torch.ones(kinds)), nn.Parameter(torch.ones(kinds))
+        self.bn = nn.BatchNorm2d(num_features, eps, momentum, affine=False) if batch_statistics else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2)
+        mean_in, square_in = rows.mean(2, keepdim=True), rows.square().mean(2, keepdim=True)
+        means = [mean_in, mean_in.mean(1, keepdim=True)]
+        squares = [square_in, square_in.mean(1, keepdim=True)]
+        variances = [square - mean.square() for mean, square in zip(means, squares, strict=True)]
+        if self.bn is not None:
+            mean, var = self._batch_statistics(mean_in, square_in, rows.shape[0] * rows.shape[2])
+            means.append(mean)
+            variances.append(var)
+        mean = sum(weight * value for weight, value in zip(self.mean_weight.softmax(0), means, strict=True))
+        var = sum(weight * value for weight, value in zip(self.var_weight.softmax(0), variances, strict=True))
+        scale = self.weight[:, None] * (var + self.eps).rsqrt()
+        return (scale * (rows - mean) + self.bias[:, None]).view_as(x)
+
+    def _batch_statistics(self, mean_in: Tensor, square_in: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance over the batch, shape (C, 1); in evaluation the running ones."""
+        bn = self.bn
+        if not (self.training and bn.training):
+            return bn.running_mean[:, None], bn.running_var[:, None]
+        mean = mean_in.mean(0)
+        var = square_in.mean(0) - mean.square()
+        with torch.no_grad():
+            bn.running_mean.lerp_(mean[:, 0], bn.momentum)
+            bn.running_var.lerp_(var[:, 0] * count / max(1, count - 1), bn.momentum)
+            bn.num_batches_tracked.add_(1)
+        return mean, var
+
+    def extra_repr(self) -> str:
+        return f'{self.num_features}, eps={self.eps}, batch_statistics={self.batch_statistics}'
