@@ -60,7 +60,7 @@ def test_gain_starts_at_the_length_of_each_kernel(row, root):
     assert len(convs) == 53
     for conv in convs:
         weight = conv.weight if row == 'wn' else conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
-        torch.testing.assert_close(conv.standardized_weight(), weight)
+        torch.testing.assert_close(conv.effective_weight(), weight)
         torch.testing.assert_close(weight_norm(copy.deepcopy(conv)).parametrizations.weight.original0.flatten(),
                                    conv.weight.flatten(1).norm(dim=1))
     shortcut = network.layer2[0].downsample[0].weight  # Kaiming's, not the constructor's
