@@ -1,5 +1,4 @@
 """Any PyTorch network with other norms and with Weight Standardization, in place."""
-import copy
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -11,6 +10,7 @@ from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.bcn import default_num_groups
 from wsbcn_mmseg.layers.conv_ws import WeightStandardized
 
+from .copying import copy_network
 from .dataflow import Dataflow
 from .norm_families import build_norm, channels_of, find_norm
 from .replacement import Snapshot, release, replace_norm, standardize
@@ -100,7 +100,7 @@ def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None
 
 def plan_conversion(model: nn.Module, example_inputs=None, *args, **kwargs) -> ConversionReport:
     """What :func:`convert_model` would do with these arguments; the network is not changed, a copy is converted."""
-    return convert_model(copy.deepcopy(model), example_inputs, *args, **kwargs).conversion_report
+    return convert_model(copy_network(model), example_inputs, *args, **kwargs).conversion_report
 
 
 def _check(model: nn.Module) -> None:

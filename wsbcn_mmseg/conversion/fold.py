@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 
+from .copying import copy_network
 from .dataflow import Dataflow
 from .trial_run import TrialRun
 
@@ -70,7 +71,7 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         if not getattr(module, 'foldable', True):
             raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network '
                              'cannot be folded')
-    folded = _copy(model)
+    folded = copy_network(model)
     folded.eval()  # which returns None for some OpenMMLab networks
     modules = list(folded.modules())
     standardized, plain = {m for m in modules if isinstance(m, ReparametrizedConv)}, set(_plain_convs())
@@ -93,13 +94,6 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
             _scale_output(conv, *_affine(norm))
             _become(norm, nn.Identity())
     return folded
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors that hooks computed with a graph, which refuse to be copied, are copied without it."""
-    computed = {id(value): value.detach().clone() for module in model.modules() for value in vars(module).values()
-                if isinstance(value, Tensor) and value.grad_fn is not None}
-    return copy.deepcopy(model, computed)
 
 
 # Which convolution feeds which norm
@@ -131,8 +125,12 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
 
 def _settle(conv: ReparametrizedConv) -> None:
     """Make the raw kernel an ordinary parameter where a parametrization or a hook computes it."""
-    for name in list(getattr(conv, 'parametrizations', {})):
-        nn.utils.parametrize.remove_parametrizations(conv, name)
+    if nn.utils.parametrize.is_parametrized(conv):  # by hand: PyTorch's way changes the class, which copies share
+        values = {name: getattr(conv, name).detach() for name in conv.parametrizations}
+        conv.__class__ = type(conv).__bases__[0]
+        del conv._modules['parametrizations']
+        for name, value in values.items():
+            conv.register_parameter(name, nn.Parameter(value))
     for hook in list(conv._forward_pre_hooks.values()):
         if isinstance(hook, prune.BasePruningMethod):
             prune.remove(conv, hook._tensor_name)
