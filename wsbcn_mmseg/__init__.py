@@ -1,6 +1,7 @@
 """Micro-batch training with Weight Standardization and Batch-Channel Normalization (arXiv 1903.10520).
 
-With torch alone: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion` and :func:`fold`.
+With torch alone: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion`, :func:`fold` and
+:func:`follow_learning_rate`.
 Where OpenMMLab is installed, importing this package registers all it offers: in a config of any OpenMMLab project,
 ``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed; :func:`apply_bcn_ws` rewrites configs,
 :func:`load_segmentor` and :func:`infer` use trained segmentors.
@@ -9,7 +10,7 @@ import warnings
 
 from . import conversion, layers, ops
 from .conversion import convert_model, fold, plan_conversion
-from .layers import BCN, ConvWS, ConvWS1d, ConvWS3d
+from .layers import BCN, ConvWS, ConvWS1d, ConvWS3d, follow_learning_rate
 from .runtime.stack import (
     check_stack,
     declare_torchvision_operators,
@@ -20,8 +21,8 @@ from .runtime.stack import (
 
 __version__ = '0.2.0'
 _OF_OPENMMLAB = ('apply_bcn_ws', 'datasets', 'engine', 'hooks', 'infer', 'load_segmentor', 'models')
-__all__ = ['BCN', 'ConvWS', 'ConvWS1d', 'ConvWS3d', 'conversion', 'convert_model', 'fold', 'layers', 'ops',
-           'plan_conversion']
+__all__ = ['BCN', 'ConvWS', 'ConvWS1d', 'ConvWS3d', 'conversion', 'convert_model', 'fold', 'follow_learning_rate',
+           'layers', 'ops', 'plan_conversion']
 
 check_stack()
 if not missing_openmmlab():

@@ -6,9 +6,11 @@ parts register themselves where they are defined.
 """
 import mmcv.cnn  # noqa: F401  (registers a ConvWS of its own, which divides by another deviation; ours replaces it)
 from mmengine.registry import MODELS
+from torch import nn
 
 from . import datasets, hooks, layers, models  # noqa: F401  (register themselves)
 from .conversion import converted_model  # noqa: F401
 
-for _name in layers.__all__:
-    MODELS.register_module(module=getattr(layers, _name), force=True)
+for _layer in (getattr(layers, name) for name in layers.__all__):
+    if isinstance(_layer, type) and issubclass(_layer, nn.Module):
+        MODELS.register_module(module=_layer, force=True)

@@ -3,9 +3,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
+from torch import nn
 
-from wsbcn_mmseg.layers import BCN
-from wsbcn_mmseg.ops.arguments import check_integer, check_number
+from wsbcn_mmseg.layers import UpdateRate
+from wsbcn_mmseg.ops.arguments import check_integer
 
 
 @HOOKS.register_module()
@@ -33,42 +34,23 @@ class BCNUpdateRateHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, factor: float = 1.0, min_rate: float = 0.0, max_rate: float = 1.0, interval: int = 50):
-        for name, value in dict(factor=factor, min_rate=min_rate, max_rate=max_rate).items():
-            check_number(name, value)
-        if not 0 <= min_rate <= max_rate <= 1:
-            raise ValueError(f'expected 0 <= min_rate <= max_rate <= 1, got {min_rate} and {max_rate}')
-        if factor < 0:
-            raise ValueError(f'expected factor >= 0, got {factor}')
+        self._settings = dict(factor=factor, min_rate=min_rate, max_rate=max_rate)
+        UpdateRate(nn.Identity(), [], **self._settings)  # checks them
         check_integer('interval', interval, 1)
-        self.factor, self.min_rate, self.max_rate, self.interval = factor, min_rate, max_rate, interval
+        self.interval = interval
 
     def before_train(self, runner) -> None:
-        """Find each layer's parameter group, by identity of the parameters."""
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        # Loading an optimizer's state replaces its group dictionaries: remember where a group stands, not the group.
-        places = {id(parameter): (wrapper.optimizer, index) for wrapper in wrappers
-                  for index, group in enumerate(wrapper.optimizer.param_groups) for parameter in group['params']}
-        self._layers = {name: layer for name, layer in runner.model.named_modules()
-                        if isinstance(layer, BCN) and layer.mode == 'micro_batch'}
-        self._places = []
-        for layer in self._layers.values():
-            layer.update_rate = layer.update_rate  # no warning about a constant rate: this hook sees to it
-            trained = [p for p in layer.parameters() if p.requires_grad and id(p) in places]
-            if trained:
-                self._places.append((layer, *places[id(trained[0])]))
-        lost = [name for name, layer in self._layers.items() if any(p.requires_grad for p in layer.parameters())
-                and not any(layer is placed for placed, *_ in self._places)]
+        self._rate = UpdateRate(runner.model, [wrapper.optimizer for wrapper in wrappers], **self._settings)
+        self._layers, lost = self._rate.layers, self._rate.lost
         if lost:
             runner.logger.warning(f'no optimizer has the parameters of {len(lost)} BCN layers ({lost[0]}, ...): '
                                   'they keep their update rates')
         self._reported = self._skipped()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        for layer, optimizer, index in self._places:
-            rate = min(max(self.factor * optimizer.param_groups[index]['lr'], self.min_rate), self.max_rate)
-            if layer.update_rate != rate:  # under accumulation most forward passes have the rate of the one before
-                layer.update_rate = rate
+        self._rate.update()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):

@@ -5,6 +5,8 @@ from .bcn import BCN
 from .conv_ws import ConvWS, ConvWS1d, ConvWS3d
 from .norm_act import FRN, EvoNormS0
 from .switchable_norm import SwitchableNorm
+from .update_rate import UpdateRate, follow_learning_rate
 
 __all__ = ['BCN', 'FRN', 'AdaptiveConvWS', 'AdaptiveConvWS1d', 'AdaptiveConvWS3d', 'ConvCWN', 'ConvWN', 'ConvWS',
-           'ConvWS1d', 'ConvWS3d', 'ConvWSStdEps', 'EvoNormS0', 'GNByWidth', 'SwitchableNorm']
+           'ConvWS1d', 'ConvWS3d', 'ConvWSStdEps', 'EvoNormS0', 'GNByWidth', 'SwitchableNorm', 'UpdateRate',
+           'follow_learning_rate']

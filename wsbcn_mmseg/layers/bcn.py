@@ -201,9 +201,9 @@ class BCN(nn.GroupNorm):
             self._rate_is_default = False
             if not BCN._warned:
                 BCN._warned = True
-                warnings.warn(f'BCN trains with the constant update rate {self.update_rate}; add '
-                              "dict(type='BCNUpdateRateHook') to custom_hooks (or assign `update_rate`) for the "
-                              "paper's r = learning rate", stacklevel=4)
+                warnings.warn(f"BCN trains with the constant update rate {self.update_rate}; for the paper's r = "
+                              'learning rate call wsbcn_mmseg.follow_learning_rate(model, optimizer), or in OpenMMLab '
+                              "add dict(type='BCNUpdateRateHook') to custom_hooks", stacklevel=4)
 
     def _check_values(self, x: Tensor) -> None:
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.numel() == 0 or x.dim() < 2:
