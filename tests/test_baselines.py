@@ -34,7 +34,7 @@ def test_cwn_is_centred_and_has_the_length_of_its_gain():
     conv = ConvCWN(4, 6, 3, groups=2).double()
     with torch.no_grad():
         conv.gain.uniform_(.5, 2)
-    kernel = conv.standardized_weight().flatten(1)
+    kernel = conv.effective_weight().flatten(1)
     torch.testing.assert_close(kernel.mean(1), torch.zeros(6, dtype=torch.float64))
     torch.testing.assert_close(kernel.norm(dim=1), conv.gain)
     centred = conv.weight.flatten(1) - conv.weight.flatten(1).mean(1, keepdim=True)
@@ -46,7 +46,7 @@ def test_ordinary_weights_keep_their_kernels(cls):
     ordinary, conv = nn.Conv2d(4, 6, 3), cls(4, 6, 3)
     conv.load_state_dict(ordinary.state_dict())
     wanted = ordinary.weight - (ordinary.weight.mean((1, 2, 3), keepdim=True) if cls is ConvCWN else 0)
-    torch.testing.assert_close(conv.standardized_weight(), wanted)
+    torch.testing.assert_close(conv.effective_weight(), wanted)
 
 
 @pytest.mark.parametrize('row', ['wn', 'cwn'])
@@ -60,7 +60,7 @@ def test_gain_starts_at_the_length_of_each_kernel(row, root):
     assert len(convs) == 53
     for conv in convs:
         weight = conv.weight if row == 'wn' else conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
-        torch.testing.assert_close(conv.standardized_weight(), weight)
+        torch.testing.assert_close(conv.effective_weight(), weight)
         torch.testing.assert_close(weight_norm(copy.deepcopy(conv)).parametrizations.weight.original0.flatten(),
                                    conv.weight.flatten(1).norm(dim=1))
     shortcut = network.layer2[0].downsample[0].weight  # Kaiming's, not the constructor's

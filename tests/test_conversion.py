@@ -49,7 +49,7 @@ def test_norms_and_the_convolutions_before_them(norm):
     model = Net(norm)
     weights = {name: p.clone() for name, p in model.named_parameters()}
     names = set(dict(model.named_modules()))
-    report = convert_model(model)
+    report = convert_model(model).conversion_report
     assert not norms_left(model) and names <= set(dict(model.named_modules()))
     convs = {name for name, m in model.named_modules() if isinstance(m, ConvWS)}
     assert convs == set(report.convs) == {'stem.0', *(f'layer1.{i}.conv{j}' for i in (0, 1) for j in (1, 2))}
@@ -60,7 +60,7 @@ def test_norms_and_the_convolutions_before_them(norm):
         assert {m.num_groups for m in model.modules() if isinstance(m, BCN)} == {2}
     assert 'Converted 6 norms and 5 convolutions' in str(report)
     model(torch.randn(1, 3, 8, 8)).sum().backward()
-    again = convert_model(model)
+    again = convert_model(model).conversion_report
     assert not again.norms and not again.convs
 
 
@@ -109,7 +109,7 @@ def test_nothing_moves_when_the_network_runs_for_the_report():
 
     model = WithAuxiliaryHead()
     bn = model.stem[1]
-    report = convert_model(model, exclude=['stem'])
+    report = convert_model(model, exclude=['stem']).conversion_report
     assert report.convs['auxiliary.0'] == 'Conv2d -> ConvWS' and report.kept['stem.1'] == 'excluded'
     assert model.count == 0 and torch.equal(bn.running_mean, torch.zeros(8)) and bn.training
 
@@ -125,22 +125,23 @@ def test_signals_and_volumes(dim, conv, norm, converted):
 
 def test_include_exclude_and_parts():
     model = Net()
-    report = convert_model(model, include='layer1', exclude=['layer1.1', '*.conv1'])
+    report = convert_model(model, include='layer1', exclude=['layer1.1', '*.conv1']).conversion_report
     assert set(report.norms) == {'layer1.0.bn1', 'layer1.0.bn2'} and set(report.convs) == {'layer1.0.conv2'}
     assert report.kept['layer1.0.conv1'] == 'excluded' and report.kept['stem.0'] == 'not included'
     model = Net()
-    assert not convert_model(model, norm=None).norms and isinstance(model.stem[0], ConvWS)
+    assert not convert_model(model, norm=None).conversion_report.norms and isinstance(model.stem[0], ConvWS)
     assert isinstance(model.stem[1], nn.BatchNorm2d)
     model = Net()
-    assert not convert_model(model, ws=False).convs and type(model.stem[0]) is nn.Conv2d
+    assert not convert_model(model, ws=False).conversion_report.convs and type(model.stem[0]) is nn.Conv2d
     model = Net()
     convert_model(model, norm='GN')
     assert type(model.stem[1]) is nn.GroupNorm and model.stem[1].num_groups == 4
     convert_model(model, norm=dict(type='BCN', mode='large_batch', num_groups=8))
     assert (model.stem[1].mode, model.stem[1].num_groups) == ('large_batch', 8)
     model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.InstanceNorm2d(4))
-    assert convert_model(model).kept == {'1': 'InstanceNorm2d is not replaced', '0': 'no norm reads its output'}
-    assert len(convert_model(model, instance_norm=True).convs) == 1
+    with pytest.raises(ValueError, match='nothing to convert: InstanceNorm2d is not replaced; no norm reads'):
+        convert_model(model)
+    assert len(convert_model(model, instance_norm=True).conversion_report.convs) == 1
 
 
 def test_shared_and_frozen_as_told():
@@ -152,7 +153,7 @@ def test_shared_and_frozen_as_told():
     convert_model(model)
     assert model[0] is model[2] and model[1] is model[3] and type(model[1]) is BCN and type(model[0]) is ConvWS
     assert not model[5].weight.requires_grad
-    report = convert_model(network(), skip_shared=True, skip_frozen=True)
+    report = convert_model(network(), skip_shared=True, skip_frozen=True).conversion_report
     assert not report.norms and report.kept == {
         '1': 'shared', '5': 'frozen', '0': 'shared', '4': 'the norm that reads its output is kept'}
 
@@ -179,9 +180,10 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match='runs on no input that could be made up for it.*pass example_inputs'):
         convert_model(TwoInputs())
     model = TwoInputs()
-    assert convert_model(model, (torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4))).convs
-    assert convert_model(TwoInputs(), dict(x=torch.randn(1, 3, 4, 4), y=torch.randn(1, 3, 4, 4))).convs
-    assert convert_model(TwoInputs(), ws=False).norms
+    assert convert_model(model, (torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4))).conversion_report.convs
+    inputs = dict(x=torch.randn(1, 3, 4, 4), y=torch.randn(1, 3, 4, 4))
+    assert convert_model(TwoInputs(), inputs).conversion_report.convs
+    assert convert_model(TwoInputs(), ws=False).conversion_report.norms
     with pytest.raises(RuntimeError):
         convert_model(Net(), torch.randn(1, 7, 4, 4))
     with pytest.raises(ValueError, match='no norm is registered as'):
@@ -190,7 +192,8 @@ def test_what_is_refused():
         convert_model(nn.DataParallel(Net()))
     with pytest.raises(ValueError, match="preserve=True needs norm='BCN'"):
         convert_model(Net(), norm='GN', preserve=True)
-    assert 'the whole model' in convert_model(nn.BatchNorm2d(3), torch.randn(1, 3, 2, 2)).kept['']
+    whole = nn.BatchNorm2d(32)
+    assert convert_model(whole, torch.randn(1, 32, 8, 8)) is whole and type(whole) is BCN
 
 
 class TwoInputs(nn.Module):
@@ -255,7 +258,7 @@ def test_adaptive_convolution():
 def test_patches_before_the_first_convolution():
     """Its channels are not the image's; and mmcv's wrapper of nn.Conv2d."""
     model = nn.Sequential(nn.PixelUnshuffle(2), mmcv.cnn.Conv2d(12, 4, 1), nn.BatchNorm2d(4))
-    assert convert_model(model).convs == {'1': 'Conv2d -> ConvWS'} and type(model[1]) is ConvWS
+    assert convert_model(model).conversion_report.convs == {'1': 'Conv2d -> ConvWS'} and type(model[1]) is ConvWS
 
 
 def test_models_of_mmengine():
@@ -270,7 +273,7 @@ def test_models_of_mmengine():
         def forward(self, inputs, data_samples=None, mode='tensor'):
             return dict(loss=self.net(inputs).mean()) if mode == 'loss' else self.net(inputs)
 
-    assert len(convert_model(Model()).convs) == 5
+    assert len(convert_model(Model()).conversion_report.convs) == 5
 
 
 def test_exported():

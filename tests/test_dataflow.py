@@ -38,7 +38,7 @@ def test_sources_and_shared_outputs():
         'two_norms': [conv['two_norms']], 'second': [conv['two_norms']], 'returned': [conv['returned']],
         'viewed': [None], 'never': None}
     assert {name for name, norm in net.norm.items() if flow.sole_source(norm) is not None} == {'plain', 'ws'}
-    assert flow.shared == {conv[name] for name in ('added', 'in_place', 'returned', 'viewed')}
+    assert flow.read_elsewhere == {conv[name] for name in ('added', 'in_place', 'returned', 'viewed')}
 
 
 def test_modules_that_run_several_times():

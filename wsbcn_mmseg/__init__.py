@@ -1,19 +1,42 @@
-"""Micro-batch training with Weight Standardization and Batch-Channel Normalization on OpenMMLab.
+"""Micro-batch training with Weight Standardization and Batch-Channel Normalization (arXiv 1903.10520).
 
-Importing this package registers all it offers: ``ConvWS``, ``ConvWS1d``, ``ConvWS3d`` and ``BCN`` in MMEngine's root
-registry, hooks, network parts and data transforms. In a config of any OpenMMLab project,
-``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed. :func:`apply_bcn_ws` rewrites configs,
-:func:`convert_model` networks.
+With torch alone: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion` and :func:`fold`.
+Where OpenMMLab is installed, importing this package registers all it offers: in a config of any OpenMMLab project,
+``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed; :func:`apply_bcn_ws` rewrites configs,
+:func:`load_segmentor` and :func:`infer` use trained segmentors.
 """
-from .runtime.stack import check_stack, declare_torchvision_operators, quiet_import
+import warnings
+
+from . import conversion, layers, ops
+from .conversion import convert_model, fold, plan_conversion
+from .layers import BCN, ConvWS, ConvWS1d, ConvWS3d
+from .runtime.stack import (
+    check_stack,
+    declare_torchvision_operators,
+    missing_openmmlab,
+    openmmlab_in_part,
+    quiet_import,
+)
+
+__version__ = '0.2.0'
+_OF_OPENMMLAB = ('apply_bcn_ws', 'datasets', 'engine', 'hooks', 'infer', 'load_segmentor', 'models')
+__all__ = ['BCN', 'ConvWS', 'ConvWS1d', 'ConvWS3d', 'conversion', 'convert_model', 'fold', 'layers', 'ops',
+           'plan_conversion']
 
 check_stack()
-declare_torchvision_operators()
-with quiet_import():
-    from . import conversion, datasets, engine, hooks, layers, models, ops
-    from .conversion import apply_bcn_ws, convert_model, fold
-    from .inference import infer, load_segmentor
+if not missing_openmmlab():
+    declare_torchvision_operators()
+    with quiet_import():
+        from . import datasets, engine, hooks, models, registration  # noqa: F401
+        from .conversion.config import apply_bcn_ws  # noqa: F401
+        from .inference import infer, load_segmentor  # noqa: F401
+    __all__ += _OF_OPENMMLAB
+elif openmmlab_in_part():
+    warnings.warn(f'OpenMMLab is installed in part, so wsbcn_mmseg registers nothing: it needs {missing_openmmlab()}',
+                  stacklevel=2)
 
-__version__ = '0.1.0'
-__all__ = ['apply_bcn_ws', 'conversion', 'convert_model', 'datasets', 'engine', 'fold', 'hooks', 'infer', 'layers',
-           'load_segmentor', 'models', 'ops']
+
+def __getattr__(name: str):
+    if name in _OF_OPENMMLAB:  # not imported above
+        raise ImportError(f'wsbcn_mmseg.{name} needs {missing_openmmlab()}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,7 +1,17 @@
 """Networks rewritten: which convolution feeds which norm, and what is done with that knowledge."""
-from .config import apply_bcn_ws
-from .convert import ConversionReport, convert_model
-from .converted_model import build_converted_model
+from .convert import ConversionError, convert_model, plan_conversion
 from .fold import fold
+from .report import ConversionReport
 
-__all__ = ['ConversionReport', 'apply_bcn_ws', 'build_converted_model', 'convert_model', 'fold']
+__all__ = ['ConversionError', 'ConversionReport', 'convert_model', 'fold', 'plan_conversion']
+
+
+def __getattr__(name: str):
+    """What needs OpenMMLab is imported when it is asked for."""
+    if name == 'apply_bcn_ws':
+        from .config import apply_bcn_ws
+        return apply_bcn_ws
+    if name == 'build_converted_model':
+        from .converted_model import build_converted_model
+        return build_converted_model
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mmengine.registry import MODELS
 
-from .convert import matches, norm_config, patterns, registered_norm
+from .convert import norm_config
+from .norm_families import find_norm
+from .selection import matches, patterns
 
 NORMS = ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'GN', 'BatchNorm1d', 'BatchNorm2d', 'BatchNorm3d', 'SyncBatchNorm',
          'GroupNorm')
@@ -58,7 +60,7 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
         raise ValueError('the config is converted already')
     include, exclude, norm_cfg = patterns(include), patterns(exclude), norm_config(norm)
     if norm_cfg:
-        registered_norm(norm_cfg['type'])
+        find_norm(norm_cfg['type'])
     if preserve and norm_cfg.get('type', 'BCN') != 'BCN':
         raise ValueError(f"preserve=True needs norm='BCN' or None, got {norm_cfg['type']}")
     rewrite = _Rewrite(norm_cfg, ws, cfg.get('default_scope'))
@@ -175,12 +177,18 @@ def _add_imports_and_hooks(cfg: dict, norm_cfg: dict) -> list[str]:
         wanted.insert(0, dict(type='BCNUpdateRateHook', min_rate=0.01) if adaptive else dict(type='BCNUpdateRateHook'))
     hooks = list(cfg.get('custom_hooks') or [])
     for hook in wanted:
-        if hook['type'] not in [present.get('type') for present in hooks]:
+        if hook['type'] not in map(_hook_name, hooks):
             hooks.append(hook)
             settings = ''.join(f', {name}={value}' for name, value in hook.items() if name != 'type')
             changes.append(f'custom_hooks: + {hook["type"]}{settings}')
     cfg['custom_hooks'] = hooks
     return changes
+
+
+def _hook_name(hook) -> str:
+    """Class name of a hook that is given by its config, with its type as a name or class, or by itself."""
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    return str(_name(kind)).rpartition('.')[2]  # without the scope
 
 
 def _warn_of_weights(cfg: dict, model: dict) -> None:

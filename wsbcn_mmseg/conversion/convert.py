@@ -1,68 +1,50 @@
 """Any PyTorch network with other norms and with Weight Standardization, in place."""
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+import copy
+import math
+from collections.abc import Iterable
+from functools import partial
 
-import mmcv.cnn
 import torch
-from mmengine.registry import MODELS
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import Tensor, nn
 
-from wsbcn_mmseg.layers import BCN, AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveConvWS3d, ConvWS, ConvWS1d, ConvWS3d
+from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.bcn import default_num_groups
-from wsbcn_mmseg.layers.conv_ws import _WeightStandardized
+from wsbcn_mmseg.layers.conv_ws import WeightStandardized
 
 from .dataflow import Dataflow
-from .trial_run import trial_run
+from .norm_families import build_norm, channels_of, find_norm
+from .replacement import Snapshot, release, replace_norm, standardize
+from .report import ConversionReport, count, quoted
+from .selection import ASKED_FOR, THEIR_NORM_IS_KEPT, Selection, is_lazy
+from .trial_run import TrialRun, first_line
 
-STANDARDIZED = {nn.Conv1d: ConvWS1d, nn.Conv2d: ConvWS, nn.Conv3d: ConvWS3d}
-# mmcv's wrappers, of the same names, differ from them for empty batches in old releases of torch only
-PLAIN_FORWARDS = {kind.forward for kind in (*STANDARDIZED, mmcv.cnn.Conv2d, mmcv.cnn.Conv3d)}
-ADAPTIVE = {nn.Conv1d: AdaptiveConvWS1d, nn.Conv2d: AdaptiveConvWS, nn.Conv3d: AdaptiveConvWS3d}
+MIN_VALUES = 16  # of a group of one image, for statistics that say something
+PAPER_VALUES = 8  # the fewest in the paper's networks: 256 channels in 32 groups after global pooling (DeepLabV3)
+PRESERVING_WIDTH = 16  # channels per group at least, by which pretrained networks keep more of their function
 
 
-@dataclass
-class ConversionReport:
-    """What a conversion did; ``print`` it.
-
-    Attributes:
-        norms: Names of the norms that were replaced, and of what by what, such as ``'BatchNorm2d -> BCN'``.
-        convs: Names of the convolutions that were, such as ``'Conv2d -> ConvWS'``.
-        kept: Names of the other norms and convolutions, and why they are what they were.
-    """
-    norms: dict[str, str] = field(default_factory=dict)
-    convs: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f'Converted {len(self.norms)} norms and {len(self.convs)} convolutions.']
-        changes = Counter([*self.norms.values(), *self.convs.values()])
-        lines += [f'  {change}: {count}' for change, count in changes.items()]
-        reasons = {}
-        for name, reason in self.kept.items():
-            reasons.setdefault(reason, []).append(name)
-        if reasons:
-            lines.append(f'Left {len(self.kept)} as they were.')
-        for reason, names in reasons.items():
-            lines.append(f'  {reason}: {", ".join(names[:3])}{f" and {len(names) - 3} more" if len(names) > 3 else ""}')
-        return '\n'.join(lines)
+class ConversionError(ValueError):
+    """A network cannot be converted as asked; it is as it was before."""
 
 
 def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None = 'BCN', ws: bool = True, *,
                   include: str | Iterable[str] = (), exclude: str | Iterable[str] = (), preserve: bool = False,
-                  instance_norm: bool = False, skip_shared: bool = False, skip_frozen: bool = False
-                  ) -> ConversionReport:
+                  instance_norm: bool = False, skip_shared: bool = False, skip_frozen: bool = False,
+                  read_elsewhere: bool = False) -> nn.Module:
     """Replace the norms of a network by BCN, and the convolutions that feed them by ConvWS, in place.
 
-    Which convolution feeds which norm is found by running the network once; a convolution becomes a ConvWS if a norm
-    reads its output unchanged. Convolutions change their class only: parameters, buffers, hooks and every reference to
-    them stay, and ``weight`` remains the raw kernel. A norm is replaced under each of its names by a new layer on the
-    same device, with the same dtype, hooks, training flag and ``requires_grad``; give optimizers the parameters, and
-    wrap models for several GPUs, after the conversion.
+    Which convolution feeds which norm is found by running the network once; a convolution becomes a ConvWS if norms
+    alone read its output, unchanged. Layers change their class in place, so that every reference to them holds:
+    convolutions keep parameters, buffers and hooks, and ``weight`` remains the raw kernel; norms keep device, dtype,
+    hooks, training flag and ``requires_grad``. Give optimizers the parameters, and wrap models for several GPUs, after
+    the conversion.
+
+    Only layers whose behavior is known are replaced; the report has the reasons for the others. Then the network is run
+    again: every new layer must run where the old one did, and the output must be finite. If not, everything is put
+    back.
+
+    Groups of channels get at least 16 values, counted on the example: where the default number of groups would leave
+    fewer (after linear layers, on 1x1 maps), there are fewer groups, or the norm is left.
 
     Without ``preserve`` the new norms start anew: a network that was trained without Weight Standardization then has
     to be trained again.
@@ -72,60 +54,68 @@ def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None
         example_inputs: What the network is run on: a tensor, a tuple of positional or a dict of keyword arguments.
             Defaults to None: random images (1, C, 64, 64) or larger, C as the first convolution says; OpenMMLab's
             models also run their losses, on made-up labels.
-        norm: Name or config of the new norm in MMEngine's registry, such as ``dict(type='BCN', mode='large_batch')``.
-            GroupNorm's number of groups is kept. None keeps the norms. Defaults to ``'BCN'``.
+        norm: Name, config or class of the new norm, such as ``dict(type='BCN', mode='large_batch')``; in OpenMMLab's
+            sense: ``'LN'`` normalizes over channels and positions. GroupNorm's number of groups is kept. None keeps the
+            norms. Defaults to ``'BCN'``.
         ws: Whether convolutions that feed a norm are standardized. Defaults to True.
         include: If given, only layers with a name that matches one of these patterns are converted: a name, the
             beginning of one up to a dot, or a pattern with ``*`` as in file names.
         exclude: Layers that match one of these are not converted.
         preserve: Keep the function of the network as far as the layers allow: convolutions keep the mean and deviation
-            of their kernels in fixed buffers (:class:`~wsbcn_mmseg.layers.AdaptiveConvWS`); the batch normalisation
-            of BCN takes over BatchNorm's affine and running statistics, and each group's channel scale and shift undo
-            the channel normalisation on average. Defaults to False.
+            of their kernels in fixed buffers (:class:`~wsbcn_mmseg.layers.AdaptiveConvWS`); the batch normalization
+            of BCN takes over BatchNorm's affine and running statistics (a frozen BatchNorm's too); groups have at
+            least 16 channels, and each group's channel scale and shift undo the channel normalization on average. The
+            report says by how much the output has changed. Defaults to False.
         instance_norm: Whether InstanceNorm is replaced too. Defaults to False.
         skip_shared: Whether to leave layers that are registered under several names or run several times in one pass.
             Defaults to False.
         skip_frozen: Whether to leave layers whose parameters all have ``requires_grad=False``. Defaults to False.
+        read_elsewhere: Whether to standardize convolutions whose output or kernel is read by more than the norms that
+            are replaced, too; the scale of what the others read changes. Defaults to False.
 
     Returns:
-        What was converted and what was not, and why.
+        ``model`` itself; its ``conversion_report`` is a :class:`ConversionReport`: what was converted and what was not,
+        and why.
 
     Raises:
-        ValueError: If the network does not run on made-up images, or is compiled or wrapped already.
+        ConversionError: A ``ValueError``, if the network does not run on made-up images, is compiled or wrapped
+            already, a pattern matches nothing, there is nothing to convert, or the converted network does not run as
+            the old one did. The model is then unchanged.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
-        >>> print(convert_model(model))
-        Converted 1 norms and 1 convolutions.
+        >>> print(convert_model(model).conversion_report)
+        Converted 1 norm and 1 convolution.
           BatchNorm2d -> BCN: 1
           Conv2d -> ConvWS: 1
-        Left 1 as they were.
-          no norm reads its output: 3
+        Groups of BCN have at least 2 channels.
+        Left 1 layer unchanged:
+          no norm reads its output: '3'
     """
-    return Conversion(model, norm, ws, include, exclude, preserve, instance_norm, skip_shared, skip_frozen).run(
-        example_inputs)
+    conversion = Conversion(model, norm, ws, include, exclude, preserve, instance_norm, skip_shared, skip_frozen,
+                            read_elsewhere)
+    model.conversion_report = conversion.run(example_inputs)
+    return model
+
+
+def plan_conversion(model: nn.Module, example_inputs=None, *args, **kwargs) -> ConversionReport:
+    """What :func:`convert_model` would do with these arguments; the network is not changed, a copy is converted."""
+    return convert_model(copy.deepcopy(model), example_inputs, *args, **kwargs).conversion_report
 
 
 def _check(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError('convert_model takes the Python module; convert first, script or trace after')
+        raise ConversionError('convert_model takes the Python module; convert first, script or trace after')
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(model, '_orig_mod'):
-        raise ValueError(f'{type(model).__name__} is a wrapper; convert the module first, wrap or compile it after')
+        raise ConversionError(f'{type(model).__name__} is a wrapper; convert the module first, wrap or compile it '
+                              'after')
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f'expected an nn.Module, got {type(model).__name__}')
 
 
-def patterns(given: str | Iterable[str]) -> list[str]:
-    """One pattern or several, as a list."""
-    return [given] if isinstance(given, str) else list(given)
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a dotted name is, lies below, or fits one of ``patterns``."""
-    return any(name == pattern or name.startswith(f'{pattern}.') or fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def norm_config(norm: str | dict | None) -> dict:
-    """The config of a norm that is given by its name or config; empty for none."""
-    return dict(type=norm) if isinstance(norm, str) else dict(norm or {})
+def norm_config(norm: str | dict | type | None) -> dict:
+    """The config of a norm that is given by its name, class or config; empty for none."""
+    return dict(norm or {}) if isinstance(norm, dict) or norm is None else dict(type=norm)
 
 
 class Conversion:
@@ -136,198 +126,234 @@ class Conversion:
     """
 
     def __init__(self, model, norm='BCN', ws=True, include=(), exclude=(), preserve=False, instance_norm=False,
-                 skip_shared=False, skip_frozen=False, undo=False):
+                 skip_shared=False, skip_frozen=False, read_elsewhere=False, undo=False):
         _check(model)
         self.model, self.ws, self.preserve, self.undo = model, ws, preserve, undo
-        self.include, self.exclude = patterns(include), patterns(exclude)
-        self.kinds = (_BatchNorm, nn.GroupNorm, *[_InstanceNorm] * instance_norm)
-        self.skip_shared, self.skip_frozen = skip_shared, skip_frozen
         self.cfg = norm_config(norm)
-        self.norm_class = registered_norm(self.cfg['type']) if self.cfg else None
+        try:
+            self.norm_class = find_norm(self.cfg['type']) if self.cfg else None
+            self.selection = Selection(model, include, exclude, preserve, instance_norm, skip_shared, skip_frozen,
+                                       read_elsewhere)
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
         if preserve and self.norm_class not in (BCN, None):
-            raise ValueError(f"preserve=True needs norm='BCN' or None, got {self.norm_class.__name__}")
+            raise ConversionError(f"preserve=True needs norm='BCN' or None, got {self.norm_class.__name__}")
+        if preserve and self.norm_class is BCN and 'num_groups' not in self.cfg:
+            self.cfg = dict(min_channels_per_group=PRESERVING_WIDTH) | self.cfg
         self.report = ConversionReport()
-        self.names: dict[nn.Module, list[str]] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
-            self.names.setdefault(module, []).append(name)
+        self.snapshot = Snapshot()
 
     def run(self, example_inputs) -> ConversionReport:
-        norms = list(self._norms())
-        convs = [module for module in self.names if isinstance(module, _ConvNd)]
-        if norms and (self.ws and convs or self.skip_shared):
-            flow = trial_run(self.model, example_inputs, convs, norms)
-        else:
-            flow = Dataflow(targets={conv: set() for conv in convs}, calls=dict.fromkeys(convs, 1))
-        consumed = set()  # the norms whose convolutions are standardized
-        for norm in norms:
-            reason = self._reason_to_keep_norm(norm, flow)
-            if reason is None:
-                self._replace_norm(norm)
-            elif reason:
-                self.report.kept[self.names[norm][0]] = reason
-            if not reason:
-                consumed.add(norm)
-        for conv in convs if self.ws else ():
-            self._convert_conv(conv, flow, consumed)
+        """Convert, check, and return the report.
+
+        Raises:
+            ConversionError: See :func:`convert_model`.
+        """
+        trial, flow = self._first_run(example_inputs)
+        before = trial.outputs if trial else []
+        self.report.kept.update({self.selection.name(layer): reason
+                                 for layer, reason in self.selection.other_norms().items()})
+        try:
+            self._convert(flow)
+            if trial is not None:
+                self._check_result(trial, before)
+        except Exception:
+            self.snapshot.restore()
+            raise
         return self.report
 
-    def _norms(self) -> Iterator[nn.Module]:
-        """Norms over channels, and the ones of other kinds for the report."""
-        inner = {module.bn for module in self.names if isinstance(module, BCN)}
-        for module in self.names:
-            if isinstance(module, self.kinds) and module not in inner:
-                yield module
-            elif isinstance(module, (_InstanceNorm, nn.LayerNorm)):
-                self.report.kept[self.names[module][0]] = f'{type(module).__name__} is not replaced'
+    def _first_run(self, example_inputs) -> tuple[TrialRun | None, Dataflow]:
+        """See how the network runs; without a convolution to standardize it need not."""
+        selection = self.selection
+        convs = selection.convs if self.ws or self.undo else []
+        nothing = Dataflow(targets={conv: set() for conv in convs}, calls=dict.fromkeys(convs, 1))
+        if not selection.norms:
+            return None, nothing
+        if any(map(is_lazy, self.model.modules())):
+            return None, self._run_of_copy(example_inputs)
+        trial = TrialRun(self.model, example_inputs)
+        try:
+            flow = trial.run(convs, selection.norms)
+        except ValueError as error:
+            if convs or example_inputs is not None:
+                raise ConversionError(str(error)) from error
+            return None, nothing
+        if any(self._values(norm, flow) < MIN_VALUES for norm in selection.norms if norm in flow.positions):
+            larger = trial.on_larger_images(selection.norms).positions
+            flow.positions = {norm: max(seen, larger.get(norm, 0)) for norm, seen in flow.positions.items()}
+        return trial, flow
 
-    def _reason_to_keep(self, layer: nn.Module, flow: Dataflow) -> str | None:
-        """What the caller asked for."""
-        names = self.names[layer]
-        if any(matches(name, self.exclude) for name in names):
-            return 'excluded'
-        if self.include and not any(matches(name, self.include) for name in names):
-            return 'not included'
-        shared = len(names) > 1 or len(flow.sources.get(layer, ())) > 1 or flow.calls.get(layer, 0) > 1
-        if self.skip_shared and shared:
-            return 'shared'
-        parameters = list(layer.parameters())
-        if self.skip_frozen and parameters and not any(parameter.requires_grad for parameter in parameters):
-            return 'frozen'
-        return None
+    def _run_of_copy(self, example_inputs) -> Dataflow:
+        """A lazy network fixes its shapes when it runs; so a copy of it runs."""
+        again = copy.deepcopy(self.model)
+        layers = {name: layer for layer, names in self.selection.names.items() for name in names}
+        original = {layer: layers[name] for name, layer in again.named_modules()}
+        convs, norms = ([layer for layer, first in original.items() if first in wanted]
+                        for wanted in (set(self.selection.convs), set(self.selection.norms)))
+        seen = TrialRun(again, example_inputs).run(convs, norms)
+        return Dataflow({original[norm]: [source and original[source] for source in sources]
+                         for norm, sources in seen.sources.items()},
+                        {original[conv]: {original[norm] for norm in norms} for conv, norms in seen.targets.items()},
+                        {original[layer] for layer in seen.read_elsewhere},
+                        {original[layer]: calls for layer, calls in seen.calls.items()},
+                        {original[norm]: positions for norm, positions in seen.positions.items()})
 
-    def _reason_to_keep_norm(self, norm: nn.Module, flow: Dataflow) -> str | None:
-        """None to replace it; an empty one where it is already what is wanted, or norms are kept."""
-        reason = self._reason_to_keep(norm, flow)
-        if reason is None and (self.norm_class is None or type(norm) is self.norm_class):
-            return ''
-        if reason is None and norm is self.model:
-            return 'it is the whole model, and nothing holds it in which it could be replaced'
-        if reason is None and any(isinstance(parameter, nn.UninitializedParameter) for parameter in norm.parameters()):
-            return 'its number of channels is not known before it has run'
-        if reason is None and set(dict(norm.named_children())) - {'bn', 'drop', 'act'}:
-            return f'{type(norm).__name__} has layers of its own'
-        return reason
+    # Converting
 
-    def _replace_norm(self, old: nn.Module) -> None:
-        new = _build_norm(self.norm_class, self.cfg, old)
+    def _convert(self, flow: Dataflow) -> None:
+        selection = self.selection
+        consumed = {norm for norm in selection.norms if self._convert_norm(norm, flow)}
+        convs = [conv for conv in selection.convs if self.ws and not isinstance(conv, WeightStandardized)]
+        reasons = {conv: selection.reason_to_keep_conv(conv, flow, consumed) for conv in convs}
+        for conv, reason in reasons.items():
+            name, before = selection.name(conv), type(conv).__name__
+            if reason:
+                self.report.kept[name] = reason
+                continue
+            self.snapshot.take(conv)
+            standardize(conv, adaptive=self.preserve)
+            self.report.convs[name] = f'{before} -> {type(conv).__name__}'
+        for conv in selection.convs if self.undo else ():
+            if isinstance(conv, WeightStandardized) and conv in flow.calls and not flow.targets[conv]:
+                self.snapshot.take(conv)
+                release(conv)
+        self._check_that_something_is_converted()
+
+    def _convert_norm(self, old: nn.Module, flow: Dataflow) -> bool:
+        """Whether convolutions before this norm are standardized: it is replaced, or is what is wanted."""
+        name, dim = self.selection.name(old), flow.dims.get(old) or self._usual_dim(old)
+        reason = self.selection.reason_to_keep_norm(old, flow, dim)
+        if reason is None and (self.norm_class is None or type(old) is self.norm_class):
+            if self.undo and isinstance(old, BCN) and self._values(old, flow) < PAPER_VALUES:  # of a config's making
+                self._replace(old, self._regrouped(old, old, flow) or old, name)
+            return True
+        if reason is None:
+            new = build_norm(self.norm_class, self.cfg, old, dim)
+            new = self._regrouped(new, old, flow) if isinstance(new, BCN) else new
+            if new is not None:
+                self._replace(old, new, name)
+                return True
+            positions = flow.positions[old]
+            reason = (f'its {channels_of(old)} channels at {count(positions, "position")} are fewer values than the '
+                      f'{MIN_VALUES} that a group needs')
+        self.report.kept[name] = reason
+        return False
+
+    def _replace(self, old: nn.Module, new: nn.Module, name: str) -> None:
+        if new is old:
+            return
+        before, after = type(old).__name__, type(new).__name__
+        self.snapshot.take(old)
+        replace_norm(old, new, self.preserve)
+        if before != after:
+            self.report.norms[name] = f'{before} -> {after}'
+        if isinstance(new, BCN) and not self.cfg.get('num_groups'):
+            self.report.min_channels_per_group = self.cfg.get('min_channels_per_group', 2)
+
+    def _values(self, norm: nn.Module, flow: Dataflow) -> float:
+        """Values of a group of one image that BCN would have in the place of ``norm``; many where it did not run."""
+        if norm not in flow.positions:
+            return math.inf
+        channels, width = channels_of(norm), self.cfg.get('min_channels_per_group', 2)
+        groups = self.cfg.get('num_groups') or default_num_groups(channels, width)
+        return channels // groups * flow.positions[norm]
+
+    def _regrouped(self, new: BCN, old: nn.Module, flow: Dataflow) -> BCN | None:
+        """``new`` with so many groups that each has enough values; None where one group has too few.
+
+        An explicit number of groups is kept, unless groups have a single value, which the layer refuses.
+        """
+        positions = flow.positions.get(old, MIN_VALUES)
+        values = new.num_channels // new.num_groups * positions
+        if values >= (2 if self.cfg.get('num_groups') else MIN_VALUES):
+            return new
+        groups = next((groups for groups in range(new.num_groups, 0, -1) if new.num_channels % groups == 0
+                       and new.num_channels // groups * positions >= MIN_VALUES), None)
+        if groups is None:
+            return None
+        settings = {key: value for key, value in self.cfg.items() if key != 'min_channels_per_group'}
+        self.report.regrouped[self.selection.name(old)] = (
+            f'{count(values, "value")} in each of {new.num_groups} groups, {new.num_channels // groups * positions} in '
+            f'each of {groups}')
+        return build_norm(BCN, settings | dict(num_groups=groups), old)
+
+    def _usual_dim(self, norm: nn.Module) -> int:
+        """Dimensions of a norm's input where it was not seen to run."""
+        kinds = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+        by_kind = next((dim for kind, dim in kinds.items() if isinstance(norm, kind)), None)
+        return by_kind or next((conv.weight.dim() for conv in self.selection.convs if not is_lazy(conv)), 4)
+
+    # Checking
+
+    def _check_that_something_is_converted(self) -> None:
+        wanted = [module for module in self.model.modules()
+                  if type(module) is self.norm_class or isinstance(module, WeightStandardized)]
+        reasons = dict.fromkeys(self.report.kept.values())
+        asked_for = set(reasons) & ASKED_FOR and set(reasons) <= {*ASKED_FOR, THEIR_NORM_IS_KEPT}
+        if self.report.norms or self.report.convs or wanted or asked_for:
+            return
+        raise ConversionError(f'{type(self.model).__name__} has nothing to convert: '
+                              f'{"; ".join(reasons) or "no norm and no convolution"}')
+
+    def _check_result(self, trial: TrialRun, before: list[Tensor]) -> None:
+        """The converted network runs as the old one did, layer by layer, and gives finite numbers."""
+        convs, norms = self.selection.convs, self.selection.norms
+        expected = Dataflow()
+        for attempt in trial.repeated():
+            expected.merge(attempt.seen)
+        watch = _LayerWatch({self.selection.name(layer): layer for layer in (*convs, *norms)})
+        try:
+            with watch:
+                seen = trial.again(convs, norms)
+        except Exception as error:
+            raise ConversionError('the converted network does not run, nothing was converted: '
+                                  f'{quoted(watch.running())} raised {first_line(error)}') from error
+        for layer, calls in expected.calls.items():
+            if seen.calls.get(layer) != calls:
+                raise ConversionError(f'{quoted(self.selection.name(layer))} ran {count(calls, "time")} before the '
+                                      f'conversion and {count(seen.calls.get(layer, 0), "time")} after; nothing was '
+                                      'converted, exclude it')
+        if all(output.isfinite().all() for output in before) and not all(
+                output.isfinite().all() for output in trial.outputs):
+            raise ConversionError('the output of the converted network is not finite, nothing was converted; the first '
+                                  f'such output is that of {quoted(watch.not_finite or "")}')
         if self.preserve:
-            _take_over(new, old)
-        _carry_over(new, old)
-        self.report.norms[self.names[old][0]] = f'{type(old).__name__} -> {type(new).__name__}'
-        layer = new
-        following = [getattr(old, name) for name in ('drop', 'act') if isinstance(getattr(old, name, None), nn.Module)]
-        if following:  # timm's norms that drop and activate too
-            layer = nn.Sequential(new, *following)
-            layer.training = old.training
-        for name in self.names[old]:
-            parent, _, child = name.rpartition('.')
-            self.model.get_submodule(parent)._modules[child] = layer
-
-    def _convert_conv(self, conv: nn.Module, flow: Dataflow, consumed: set[nn.Module]) -> None:
-        name = self.names[conv][0]
-        if isinstance(conv, _WeightStandardized):
-            if self.undo and conv in flow.calls and not flow.targets[conv]:
-                _release(conv)
-            return
-        reason = self._reason_to_keep(conv, flow) or _reason_to_keep_conv(conv, flow, consumed)
-        if reason:
-            self.report.kept[name] = reason
-            return
-        before = type(conv)
-        standardize(conv, adaptive=self.preserve)
-        self.report.convs[name] = f'{before.__name__} -> {type(conv).__name__}'
+            self.report.output_change = _relative_change(before, trial.outputs)
 
 
-def registered_norm(name: str | type) -> type:
-    """The norm of that name in MMEngine's registry.
+class _LayerWatch:
+    """Which layers are running, and the first whose output is not finite."""
 
-    Raises:
-        ValueError: If there is none.
-    """
-    if isinstance(name, type):
-        return name
-    with MODELS.switch_scope_and_registry(None) as registry:
-        norm_class = registry.get(name)
-    if norm_class is None:
-        raise ValueError(f'no norm is registered as {name!r}; BCN, GN, BN and SyncBN are')
-    return norm_class
+    def __init__(self, layers: dict[str, nn.Module]):
+        self.layers, self.not_finite = layers, None
+        self._inside: list[str] = []
 
+    def running(self) -> str:
+        """The innermost layer that began and did not end."""
+        return self._inside[-1] if self._inside else ''
 
-def _reason_to_keep_conv(conv: nn.Module, flow: Dataflow, consumed: set[nn.Module]) -> str | None:
-    if conv not in flow.calls:
-        return 'it did not run'
-    if not flow.targets[conv]:
-        return 'no norm reads its output'
-    if not flow.targets[conv] & consumed:
-        return 'the norm that reads its output is kept'
-    if isinstance(conv, _ConvTransposeNd):
-        return 'transposed convolutions are not standardized'
-    if type(conv).forward not in PLAIN_FORWARDS or 'forward' in vars(conv):
-        return f'{type(conv).__name__} convolves in its own way'
-    if nn.utils.parametrize.is_parametrized(conv) or 'weight' not in conv._parameters:
-        return 'its kernel is parametrized already'
-    if conv.weight[0].numel() < 2:
-        return 'a fan-in of 1 (depth-wise 1x1), which Weight Standardization would turn to zero'
-    return None
+    def __enter__(self):
+        self._handles = []
+        for name, layer in self.layers.items():
+            self._handles += [layer.register_forward_pre_hook(partial(self._begin, name)),
+                              layer.register_forward_hook(partial(self._end, name))]
+        return self
+
+    def __exit__(self, *_):
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, name: str, *_) -> None:
+        self._inside.append(name)
+
+    def _end(self, name: str, layer: nn.Module, inputs, output) -> None:
+        self._inside.pop()
+        if self.not_finite is None and isinstance(output, Tensor) and not output.isfinite().all():
+            self.not_finite = name
 
 
-def standardize(conv: nn.Module, adaptive: bool = False) -> None:
-    """Make a plain convolution a ConvWS by its class alone, so that everything it holds or that holds it stays."""
-    kind = next(kind for kind in STANDARDIZED if isinstance(conv, kind))
-    conv.__class__ = (ADAPTIVE if adaptive else STANDARDIZED)[kind]
-    conv.eps, conv.center, conv.scale = 1e-5, True, True
-    if adaptive:
-        conv._add_buffers()
-        conv.adapt()
-
-
-def _release(conv: nn.Module) -> None:
-    conv.__class__ = next(plain for plain, kind in STANDARDIZED.items() if type(conv) is kind)
-    for name in ('eps', 'center', 'scale'):
-        delattr(conv, name)
-
-
-def _build_norm(norm_class: type, cfg: dict, old: nn.Module) -> nn.Module:
-    """A new norm of the old one's channels, eps, momentum and groups, where ``cfg`` says nothing else."""
-    channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
-    settings = dict(eps=old.eps) | {name: value for name, value in cfg.items() if name not in ('type', 'requires_grad')}
-    if getattr(old, 'momentum', None) is not None and (issubclass(norm_class, _BatchNorm) or norm_class is BCN):
-        settings.setdefault('momentum', old.momentum)
-    if isinstance(old, nn.GroupNorm) and issubclass(norm_class, nn.GroupNorm) and old.num_groups <= channels // 2:
-        settings.setdefault('num_groups', old.num_groups)
-    if norm_class is nn.GroupNorm:
-        return nn.GroupNorm(settings.pop('num_groups', default_num_groups(channels)), channels, **settings)
-    return norm_class(channels, **settings)
-
-
-@torch.no_grad()
-def _take_over(new: nn.Module, old: nn.Module) -> None:
-    """Make BCN compute on average what ``old`` computes: ẋ = BN(x) has mean β_c and deviation γ_c in channel c, hence
-    mean β_g = mean β_c and variance γ_g² = mean γ_c² + variance of β_c in a group, which its affine restores.
-    """
-    if old.weight is None:
-        scale, shift = torch.ones(new.num_channels), torch.zeros(new.num_channels)
-    else:
-        scale, shift = old.weight.detach().float(), old.bias.detach().float()
-    groups = scale.view(new.num_groups, -1), shift.view(new.num_groups, -1)
-    new.bias.copy_(groups[1].mean(1))
-    if isinstance(old, nn.GroupNorm):  # normalised by group already: only its affine can be followed
-        new.weight.copy_(groups[0].mean(1))
-        return
-    new.weight.copy_((groups[0].square().mean(1) + groups[1].var(1, unbiased=False)).sqrt())
-    new.bn.weight.copy_(scale)
-    new.bn.bias.copy_(shift)
-    if old.running_mean is not None:
-        new.bn.running_mean.copy_(old.running_mean)
-        new.bn.running_var.copy_(old.running_var)
-        new.bn.num_batches_tracked.copy_(old.num_batches_tracked)
-
-
-def _carry_over(new: nn.Module, old: nn.Module) -> None:
-    """Device, dtype, flags and hooks; handles that were given out for the hooks go on removing them."""
-    tensors = [*old.parameters(), *[buffer for buffer in old.buffers() if buffer.is_floating_point()]]
-    if tensors:
-        new.to(tensors[0].device, tensors[0].dtype)
-        new.requires_grad_(any(parameter.requires_grad for parameter in old.parameters()) or not list(old.parameters()))
-    new.train(old.training)
-    vars(new).update({name: value for name, value in vars(old).items() if 'hook' in name})
+def _relative_change(before: list[Tensor], after: list[Tensor]) -> float | None:
+    """Norm of the change divided by the norm, over all output tensors together."""
+    pairs = [(old.double(), new.double()) for old, new in zip(before, after, strict=False) if old.shape == new.shape]
+    size = sum(float(old.square().sum()) for old, _ in pairs)
+    return (sum(float((new - old).square().sum()) for old, new in pairs) / size)**.5 if size else None

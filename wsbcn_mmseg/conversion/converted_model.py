@@ -30,7 +30,7 @@ def build_converted_model(conversion: dict, **model) -> nn.Module:
     checkpoint = settings.pop('checkpoint', None)
     unconverted = dict(model, type=settings.pop('type'))
     built = MODELS.build(copy.deepcopy(unconverted))
-    report = Conversion(built, **settings, undo=True).run(None)
+    report = built.conversion_report = Conversion(built, **settings, undo=True).run(None)
     layers = Counter(type(module).__name__.replace('Adaptive', '') for module in built.modules())
     print_log(f'The network has {layers["BCN"]} BCN and {layers["ConvWS"]} ConvWS; after building: {report}',
               logger='current')

@@ -1,5 +1,6 @@
 """Which convolution feeds which norm: found by running a network once, not by guessing names."""
 import gc
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -18,20 +19,37 @@ class Dataflow:
         sources: For each norm that ran, one entry per call: the convolution whose output it got unchanged, or None
             where its input came from anything else.
         targets: For each convolution, the norms that got its output unchanged.
-        shared: Convolutions whose output something other than a norm reads too: an addition, a concatenation, an
-            operation in place, the caller of the network; and those whose kernel or bias anything else reads.
-        calls: How often each observed convolution ran.
+        read_elsewhere: Convolutions whose output something other than a norm reads too (an addition, a concatenation,
+            an operation in place, the caller of the network); convolutions and norms whose parameters or buffers
+            anything else reads.
+        calls: How often each observed layer ran.
+        positions: For each norm that ran, the fewest positions (pixels) of its inputs.
+        dims: For each norm that ran, the number of dimensions of its input.
     """
     sources: dict[nn.Module, list[nn.Module | None]] = field(default_factory=dict)
     targets: dict[nn.Module, set[nn.Module]] = field(default_factory=dict)
-    shared: set[nn.Module] = field(default_factory=set)
+    read_elsewhere: set[nn.Module] = field(default_factory=set)
     calls: dict[nn.Module, int] = field(default_factory=dict)
+    positions: dict[nn.Module, int] = field(default_factory=dict)
+    dims: dict[nn.Module, int] = field(default_factory=dict)
 
     def sole_source(self, norm: nn.Module) -> nn.Module | None:
         """The convolution that feeds ``norm`` at every call and feeds nothing else; None if there is no such."""
         sources = set(self.sources.get(norm, []))
         conv = sources.pop() if len(sources) == 1 else None
-        return conv if conv is not None and self.targets[conv] == {norm} and conv not in self.shared else None
+        return conv if conv is not None and self.targets[conv] == {norm} and conv not in self.read_elsewhere else None
+
+    def merge(self, other: 'Dataflow') -> None:
+        """Add what another run showed."""
+        for norm, sources in other.sources.items():
+            self.sources.setdefault(norm, []).extend(sources)
+            self.positions[norm] = min(self.positions.get(norm, other.positions[norm]), other.positions[norm])
+        for conv, targets in other.targets.items():
+            self.targets.setdefault(conv, set()).update(targets)
+        for layer, calls in other.calls.items():
+            self.calls[layer] = max(self.calls.get(layer, 0), calls)
+        self.read_elsewhere |= other.read_elsewhere
+        self.dims |= other.dims
 
 
 class _Readers(TorchDispatchMode):
@@ -48,64 +66,81 @@ class _Readers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Recorder:
+    """Hooks on layers that fill a :class:`Dataflow`."""
+
+    def __init__(self, convs: list[nn.Module], norms: list[nn.Module]):
+        self.flow = Dataflow()
+        self.outputs = WeakTensorKeyDictionary()  # output of a convolution: the convolution, and its version then
+        self.inside: list[tuple[nn.Module, Tensor | None]] = []  # layers that run now, and the inputs of norms
+        self.holders: dict[int, set[nn.Module]] = {}
+        for layer in (*convs, *norms):
+            for tensor in (*layer.parameters(), *layer.buffers()):
+                self.holders.setdefault(id(tensor), set()).add(layer)
+        self.handles = []
+        for conv in convs:
+            self.handles += [conv.register_forward_pre_hook(self.before_conv),
+                             conv.register_forward_hook(self.after_conv)]
+        for norm in norms:
+            self.handles += [norm.register_forward_pre_hook(self.before_norm, with_kwargs=True),
+                             norm.register_forward_hook(self.after_norm)]
+
+    def before_conv(self, conv: nn.Module, *_) -> None:
+        self.inside.append((conv, None))
+
+    def after_conv(self, conv: nn.Module, _, output: Tensor) -> None:
+        self.inside.pop()
+        self.flow.calls[conv] = self.flow.calls.get(conv, 0) + 1
+        self.flow.targets.setdefault(conv, set())
+        if isinstance(output, Tensor):
+            self.outputs[output] = conv, output._version
+
+    def before_norm(self, norm: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        conv, version = self.outputs.get(x, (None, None))
+        conv = conv if version == x._version else None  # an operation in place came between
+        self.flow.sources.setdefault(norm, []).append(conv)
+        self.flow.calls[norm] = self.flow.calls.get(norm, 0) + 1
+        self.flow.dims[norm], positions = x.dim(), math.prod(x.shape[2:])
+        self.flow.positions[norm] = min(self.flow.positions.get(norm, positions), positions)
+        if conv is not None:
+            self.flow.targets[conv].add(norm)
+        self.inside.append((norm, x))
+
+    def after_norm(self, *_) -> None:
+        self.inside.pop()
+
+    def read(self, tensor: Tensor) -> None:
+        if tensor in self.outputs and not any(tensor is own for _, own in self.inside):
+            self.flow.read_elsewhere.add(self.outputs[tensor][0])
+        holders = self.holders.get(id(tensor))
+        if holders is not None and not any(layer in holders for layer, _ in self.inside):
+            self.flow.read_elsewhere |= holders
+
+    def finish(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
 def record_dataflow(run: Callable[[], object], convs: Iterable[nn.Module], norms: Iterable[nn.Module]) -> Dataflow:
     """Run ``run`` once, without gradients, and see which of ``convs`` feed which of ``norms``.
 
     Args:
         run: Calls the network, in whatever mode it is, and returns what the network returns.
         convs: Modules with one output tensor.
-        norms: Modules whose first input is the tensor that they normalise.
+        norms: Modules whose first input is the tensor that they normalize.
 
     Returns:
         What was seen. Modules that did not run are in none of its dictionaries.
     """
-    convs, norms, flow = list(convs), list(norms), Dataflow()
-    outputs = WeakTensorKeyDictionary()  # output of a convolution: the convolution, and the version it had then
-    holders = {id(parameter): conv for conv in convs for parameter in conv.parameters()}
-    inside: list[tuple[nn.Module, Tensor | None]] = []  # norms and convolutions that run now, and the norms' inputs
-
-    def before_conv(conv, *_):
-        inside.append((conv, None))
-
-    def after_conv(conv, _, output):
-        inside.pop()
-        flow.calls[conv] = flow.calls.get(conv, 0) + 1
-        flow.targets.setdefault(conv, set())
-        outputs[output] = conv, output._version
-
-    def before_norm(norm, args, kwargs):
-        x = args[0] if args else next(iter(kwargs.values()))
-        conv, version = outputs.get(x, (None, None))
-        conv = conv if version == x._version else None  # an operation in place came between
-        flow.sources.setdefault(norm, []).append(conv)
-        if conv is not None:
-            flow.targets[conv].add(norm)
-        inside.append((norm, x))
-
-    def after_norm(norm, *_):
-        inside.pop()
-
-    def read(tensor):
-        if tensor in outputs and not any(tensor is own for _, own in inside):
-            flow.shared.add(outputs[tensor][0])
-        holder = holders.get(id(tensor))
-        if holder is not None and not any(module is holder for module, _ in inside):
-            flow.shared.add(holder)
-
-    hooks = []
-    for conv in convs:
-        hooks += [conv.register_forward_pre_hook(before_conv), conv.register_forward_hook(after_conv)]
-    for norm in norms:
-        hooks += [norm.register_forward_pre_hook(before_norm, with_kwargs=True),
-                  norm.register_forward_hook(after_norm)]
+    recorder = _Recorder(list(convs), list(norms))
     try:
-        with torch.no_grad(), _Readers(read):
+        with torch.no_grad(), _Readers(recorder.read):
             result = run()
     finally:
-        for hook in hooks:
-            hook.remove()
-    if len(outputs):  # what the caller holds, in objects of whatever kind
+        recorder.finish()
+    if len(recorder.outputs):  # what the caller holds, in objects of whatever kind
         gc.collect()
-    flow.shared.update(conv for conv, _ in outputs.values())
+    recorder.flow.read_elsewhere.update(conv for conv, _ in recorder.outputs.values())
     del result
-    return flow
+    return recorder.flow

@@ -1,22 +1,31 @@
 """A trained network as an ordinary one: at test time Weight Standardization and the batch part of BCN are constants."""
 import copy
+import sys
+from collections.abc import Iterator
 
 import torch
-from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 
 from .dataflow import Dataflow
-from .trial_run import trial_run
+from .trial_run import TrialRun
 
-# Convolutions that do nothing with kernel and bias but convolve
-_PLAIN_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-                wrappers.Conv2d, wrappers.Conv3d, wrappers.ConvTranspose2d, wrappers.ConvTranspose3d)
 _PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def _plain_convs() -> Iterator[type]:
+    """Convolutions that do nothing with kernel and bias but convolve."""
+    names = ('Conv1d', 'Conv2d', 'Conv3d', 'ConvTranspose1d', 'ConvTranspose2d', 'ConvTranspose3d')
+    mmcv = sys.modules.get('mmcv.cnn.bricks.wrappers')  # differ for empty batches in old releases of torch only
+    return (getattr(package, name) for package in (nn, mmcv) for name in names if hasattr(package, name))
 
 
 @torch.no_grad()
@@ -61,11 +70,13 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         if not getattr(module, 'foldable', True):
             raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network '
                              'cannot be folded')
-    folded = copy.deepcopy(model)
+    folded = _copy(model)
     folded.eval()  # which returns None for some OpenMMLab networks
     modules = list(folded.modules())
-    standardized = {m for m in modules if isinstance(m, _ConvNd) and hasattr(m, 'standardized_weight')}
-    convs = standardized | {m for m in modules if type(m) in _PLAIN_CONVS and 'weight' in m._parameters}
+    standardized, plain = {m for m in modules if isinstance(m, ReparametrizedConv)}, set(_plain_convs())
+    for conv in standardized:
+        _settle(conv)
+    convs = standardized | {m for m in modules if type(m) in plain and 'weight' in m._parameters}
     norms = [m for m in modules if isinstance(m, BCN) or type(m) in _PLAIN_BATCH_NORMS]
     sources, dims = _sources(folded, convs, norms, example_inputs)
 
@@ -84,6 +95,13 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
     return folded
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; tensors that hooks computed with a graph, which refuse to be copied, are copied without it."""
+    computed = {id(value): value.detach().clone() for module in model.modules() for value in vars(module).values()
+                if isinstance(value, Tensor) and value.grad_fn is not None}
+    return copy.deepcopy(model, computed)
+
+
 # Which convolution feeds which norm
 
 def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple[dict, dict]:
@@ -96,7 +114,7 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
 
     hooks = [norm.register_forward_hook(note) for norm in norms]
     try:
-        flow = trial_run(model, example_inputs, list(convs), norms)
+        flow = TrialRun(model, example_inputs).run(list(convs), norms)
     except ValueError:  # it runs on nothing that could be made up for it
         if example_inputs is not None:
             raise
@@ -111,16 +129,32 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
 
 # What becomes of the modules, in place: so every reference to them, in whatever list or closure, holds
 
-def _bake(conv: _ConvNd) -> None:
-    """Make a convolution of ours the plain one of its standardized kernel."""
-    kernel = copy.deepcopy(conv).to('cpu', torch.float64).standardized_weight()
-    weight, bias = _parameter(kernel, conv.weight), conv.bias
-    conv.__class__ = next(base for base in type(conv).__mro__ if base.__module__ == nn.Conv2d.__module__)
-    for held in (conv._parameters, conv._buffers, conv._modules):
-        held.clear()
+def _settle(conv: ReparametrizedConv) -> None:
+    """Make the raw kernel an ordinary parameter where a parametrization or a hook computes it."""
+    for name in list(getattr(conv, 'parametrizations', {})):
+        nn.utils.parametrize.remove_parametrizations(conv, name)
+    for hook in list(conv._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(conv, hook._tensor_name)
+        elif isinstance(hook, WeightNorm):
+            nn.utils.remove_weight_norm(conv, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            nn.utils.remove_spectral_norm(conv, hook.name)
+    if 'weight' not in conv._parameters:
+        raise ValueError('a hook computes the kernel of a convolution in a way that fold does not know; make it a '
+                         'parameter before, as torch.nn.utils.prune.remove does')
+
+
+def _bake(conv: ReparametrizedConv) -> None:
+    """Make a convolution of ours the plain one of its effective kernel."""
+    kernel = copy.deepcopy(conv).to('cpu', torch.float64).effective_weight()
+    weight = _parameter(kernel, conv.weight)
+    conv.__class__ = conv.plain_class
     conv.register_parameter('weight', weight)
-    conv.register_parameter('bias', bias)
-    for name in ('eps', 'center', 'scale', '_before_rescaling'):
+    conv._parameters.pop('gain', None)
+    for name in ('kernel_mean', 'kernel_scale'):
+        conv._buffers.pop(name, None)
+    for name in ('eps', 'center', 'scale'):
         vars(conv).pop(name, None)
 
 

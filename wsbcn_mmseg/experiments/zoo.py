@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.conversion import apply_bcn_ws
 from wsbcn_mmseg.layers import BCN
-from wsbcn_mmseg.layers.conv_ws import _WeightStandardized
+from wsbcn_mmseg.layers.conv_ws import WeightStandardized
 
 CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 SMALL = ('r18', 'r50', 'hr18s', 'b0', 'tiny', '-t_', 's16', 'small', '-s_', 's12', 'base', 'b16')  # first choices
@@ -118,7 +118,7 @@ def _counted(family: str, model: nn.Module) -> Result:
     left = [type(layer).__name__ for layer in layers
             if isinstance(layer, (_BatchNorm, nn.GroupNorm)) and not isinstance(layer, BCN) and layer not in inner]
     bcn = len(inner)
-    standardized = sum(isinstance(layer, _WeightStandardized) for layer in layers)
+    standardized = sum(isinstance(layer, WeightStandardized) for layer in layers)
     plain = sum(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers) - standardized
     outcome = f'{len(left)} {left[0]} left' if left else 'ok' if bcn else NO_NORMS
     return Result(family, outcome, bcn, standardized, plain)

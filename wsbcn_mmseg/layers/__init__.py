@@ -1,5 +1,4 @@
-"""Layers over :mod:`wsbcn_mmseg.ops`, registered in MMEngine's root registry so that every OpenMMLab project finds
-them."""
+"""Layers over :mod:`wsbcn_mmseg.ops`; they need torch alone."""
 from .adaptive_conv_ws import AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveConvWS3d
 from .baselines import ConvCWN, ConvWN, ConvWSStdEps, GNByWidth
 from .bcn import BCN

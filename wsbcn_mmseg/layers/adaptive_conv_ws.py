@@ -2,19 +2,19 @@
 
 Qiao, Chen and Yuille, "DetectoRS: Detecting Objects with Recursive Feature Pyramid and Switchable Atrous Convolution"
 (2020), Section 4.2, train networks with Weight Standardization from weights that were trained without it: each output
-channel keeps the mean and the deviation of its pretrained kernel, fixed. mmcv's ``ConvAWS`` is of the same idea with
-another deviation, so the layers here go by another name.
+channel keeps the mean and the standard deviation of its pretrained kernel, fixed. mmcv's ``ConvAWS`` follows the same
+idea with another standard deviation, so the layers here have another name.
 """
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from wsbcn_mmseg.ops import standardize_weight
 
-from .conv_ws import _WeightStandardized
+from .conv_ws import WeightStandardized
+from .reparametrized_conv import ReparametrizedConv
 
 
-class _AdaptiveWeightStandardized(_WeightStandardized):
+class AdaptiveWeightStandardized(WeightStandardized):
     """Mixin before ``nn.ConvNd``: convolves with ``kernel_scale * standardized + kernel_mean``.
 
     Both buffers have shape (O, 1, ...) and are part of the ``state_dict``; 1 and 0 until :meth:`adapt` sets them, which
@@ -22,32 +22,34 @@ class _AdaptiveWeightStandardized(_WeightStandardized):
     """
 
     def __init__(self, *args, **kwargs):
+        if {'center', 'scale'} & set(kwargs):
+            raise TypeError(f'{type(self).__name__} has no center and scale: it keeps the mean and the standard '
+                            'deviation of its kernel')
         super().__init__(*args, **kwargs)
         self._add_buffers()
 
     def _add_buffers(self) -> None:
-        shape = len(self.weight), *[1] * (self.weight.dim() - 1)
-        self.register_buffer('kernel_mean', self.weight.new_zeros(shape))
-        self.register_buffer('kernel_scale', self.weight.new_ones(shape))
+        shape = self.weight.shape[0], *[1] * (self.weight.dim() - 1)
+        self.register_buffer('kernel_mean', self.weight.detach().new_zeros(shape))
+        self.register_buffer('kernel_scale', self.weight.detach().new_ones(shape))
 
     @torch.no_grad()
     def adapt(self) -> None:
-        """Take over mean and deviation of the present kernel: the layer now convolves with ``weight`` itself."""
+        """Take over mean and standard deviation of the present kernel: the layer now convolves with ``weight``."""
         kernel = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).flatten(1)
         var, mean = torch.var_mean(kernel, 1, unbiased=False)
         self.kernel_mean.copy_(mean.view_as(self.kernel_mean))
         self.kernel_scale.copy_((var + self.eps).sqrt().view_as(self.kernel_scale))
 
-    def standardized_weight(self) -> Tensor:
+    def effective_weight(self) -> Tensor:
         """The kernel that convolves, shape of ``weight``: mean ``kernel_mean``, deviation ``kernel_scale``."""
         return self.kernel_scale * standardize_weight(self.weight, self.eps) + self.kernel_mean
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self.standardized_weight())
+        return ReparametrizedConv.forward(self, x)
 
 
-@MODELS.register_module()
-class AdaptiveConvWS(_AdaptiveWeightStandardized, nn.Conv2d):
+class AdaptiveConvWS(AdaptiveWeightStandardized, nn.Conv2d):
     """:class:`ConvWS` whose kernels keep the mean and deviation that they had when :meth:`adapt` was called.
 
     Arguments are those of :class:`ConvWS`. ``convert_model(model, preserve=True)`` puts it in the place of pretrained
@@ -60,11 +62,9 @@ class AdaptiveConvWS(_AdaptiveWeightStandardized, nn.Conv2d):
     """
 
 
-@MODELS.register_module()
-class AdaptiveConvWS1d(_AdaptiveWeightStandardized, nn.Conv1d):
+class AdaptiveConvWS1d(AdaptiveWeightStandardized, nn.Conv1d):
     """:class:`AdaptiveConvWS` for signals of shape (N, C, L)."""
 
 
-@MODELS.register_module()
-class AdaptiveConvWS3d(_AdaptiveWeightStandardized, nn.Conv3d):
+class AdaptiveConvWS3d(AdaptiveWeightStandardized, nn.Conv3d):
     """:class:`AdaptiveConvWS` for volumes of shape (N, C, D, H, W)."""

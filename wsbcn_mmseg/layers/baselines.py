@@ -5,14 +5,15 @@ The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; i
 ``dict(type='IN', affine=True)``.
 """
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from wsbcn_mmseg.ops.arguments import check_eps
+
 from .bcn import default_num_groups
-from .conv_ws import _WeightStandardized
+from .reparametrized_conv import ReparametrizedConv
 
 
-class _WeightNormalized(_WeightStandardized):
+class WeightNormalized(ReparametrizedConv):
     """Mixin before ``nn.Conv2d``: direction and length of each output channel's kernel as separate parameters.
 
     ``gain``, shape (O,), is the length. As in :func:`torch.nn.utils.parametrizations.weight_norm` it starts at the
@@ -35,13 +36,10 @@ class _WeightNormalized(_WeightStandardized):
         """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
         return weight
 
-    def standardized_weight(self) -> Tensor:
-        """The kernel that convolves, shape of ``weight``."""
+    def effective_weight(self) -> Tensor:
+        """The kernel that convolves, shape of ``weight``: length ``gain``."""
         direction = self.direction(self.weight.flatten(1))
         return (self.gain[:, None] * direction / direction.norm(dim=1, keepdim=True)).view_as(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self.standardized_weight())
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         weight = state_dict.get(f'{prefix}weight')
@@ -50,16 +48,14 @@ class _WeightNormalized(_WeightStandardized):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@MODELS.register_module()
-class ConvWN(_WeightNormalized, nn.Conv2d):
+class ConvWN(WeightNormalized, nn.Conv2d):
     """2d convolution with Weight Normalization (Salimans and Kingma 2016; Eq. 8): g W / |W|.
 
     Arguments, input and output shapes of :class:`torch.nn.Conv2d`. ``weight`` is W, ``gain`` of shape (O,) is g.
     """
 
 
-@MODELS.register_module()
-class ConvCWN(_WeightNormalized, nn.Conv2d):
+class ConvCWN(WeightNormalized, nn.Conv2d):
     """2d convolution with Centered Weight Normalization (Huang et al. 2017; Eq. 9): g (W - mean) / |W - mean|.
 
     Arguments, input and output shapes of :class:`torch.nn.Conv2d`. ``weight`` is W, ``gain`` of shape (O,) is g.
@@ -69,26 +65,29 @@ class ConvCWN(_WeightNormalized, nn.Conv2d):
         return weight - weight.mean(1, keepdim=True)
 
 
-@MODELS.register_module()
-class ConvWSStdEps(_WeightStandardized, nn.Conv2d):
+class ConvWSStdEps(ReparametrizedConv, nn.Conv2d):
     """2d convolution with Weight Standardization as the authors' networks with GN have it: (W - mean) / (std + eps).
 
     std is the unbiased deviation, without eps inside the root as in Eq. 7 (pytorch-classification, DeepLabv3.pytorch,
     maskrcnn-benchmark). For fine-tuning their checkpoints step by step as they did, with kernels that
     ``tools/convert_official_checkpoint.py --keep-kernels`` leaves as they are. Arguments, input and output shapes of
     :class:`torch.nn.Conv2d`.
+
+    Args:
+        eps (float): Added to the deviation. Defaults to 1e-5.
     """
 
-    def standardized_weight(self) -> Tensor:
+    def __init__(self, *args, eps: float = 1e-5, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eps = check_eps(eps)
+
+    def effective_weight(self) -> Tensor:
+        """The kernel that convolves, shape of ``weight``: mean 0, variance 1 per output channel."""
         rows = self.weight.flatten(1)
         std, mean = torch.std_mean(rows, dim=1, keepdim=True)
         return ((rows - mean) / (std + self.eps)).view_as(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self.standardized_weight())
 
-
-@MODELS.register_module()
 class GNByWidth(nn.GroupNorm):
     """GroupNorm whose number of groups follows the width: min(32, C / 4) on CIFAR (Section 8.2).
 

@@ -2,15 +2,19 @@
 import warnings
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.ops import batch_channel_norm
-from wsbcn_mmseg.ops.batch_channel_norm import MODES
-from wsbcn_mmseg.ops.estimates import recomputing
+from wsbcn_mmseg.ops.arguments import check_choice, check_eps, check_flag, check_integer, check_number
+from wsbcn_mmseg.ops.batch_channel_norm import MODES, transformed, values_per_group
+from wsbcn_mmseg.ops.estimates import recomputing, update_estimates
+
+from .tracing import is_symbolic, leaf_call
 
 DEFAULT_UPDATE_RATE = 0.01
 MAX_GROUPS = 32  # the paper's number on ImageNet, COCO and VOC
+FEW_VALUES = 4  # statistics of a group over so few values say little
 
 
 def default_num_groups(num_features: int, min_channels_per_group: int = 2) -> int:
@@ -22,71 +26,86 @@ def default_num_groups(num_features: int, min_channels_per_group: int = 2) -> in
     return next(groups for groups in range(limit, 0, -1) if num_features % groups == 0)
 
 
-@MODELS.register_module()
 class BCN(nn.GroupNorm):
-    r"""Batch-Channel Normalization: channels normalised by batch information, then groups of channels (Eq. 40-43).
+    r"""Batch-Channel Normalization: channels normalized by batch information, then groups of channels (Eq. 40-43).
 
-    ``mode='micro_batch'`` is Algorithm 1: estimates of each channel's mean and variance move towards the batch by
-    ``update_rate`` at every training forward, and normalise it; one image per process is enough.
-    ``mode='large_batch'`` is GroupNorm(BatchNorm(x)), Eq. 43. In evaluation both use the stored statistics.
+    ``mode='micro_batch'`` is Algorithm 1: running estimates of each channel's mean and variance are updated with the
+    batch's at ``update_rate`` in every training forward pass, and normalize it; one image per process is enough.
+    ``mode='large_batch'`` is GroupNorm(BatchNorm(x)), Eq. 43. In evaluation both use the running estimates.
 
     Parameters and buffers, in the layout the authors published: ``weight``, ``bias`` of shape (num_groups,), the
-    channel normalisation's; and in ``bn``, an ordinary BatchNorm module that holds but never computes, ``weight``,
-    ``bias``, ``running_mean``, ``running_var`` of shape (num_features,). ``bn.eval()`` freezes the estimates, as
-    ``norm_eval=True`` does in OpenMMLab backbones. In half-precision networks keep ``bn`` in float32: slow estimates
-    are lost in fewer bits. Under activation checkpointing let a layer run once per segment and backward: estimates of
-    further runs would serve the recomputation of all.
+    channel normalization's; and in ``bn``, an ordinary BatchNorm module used only for storage, ``weight``, ``bias``,
+    ``running_mean``, ``running_var`` of shape (num_features,).
+
+    ``bn`` obeys what is said to BatchNorm modules: ``bn.eval()`` freezes the estimates, as ``norm_eval=True`` does in
+    OpenMMLab backbones, and ``bn.track_running_stats = False`` too; a ``bn.momentum`` that is assigned after
+    construction (``torch.optim.swa_utils.update_bn``, precise-BN recipes; None for the cumulative average) makes the
+    estimates follow the batches' statistics as BatchNorm's would; a frozen BatchNorm put in its place freezes them.
+    Without running estimates (``bn.running_mean = None``) micro-batch mode refuses to run, large-batch mode takes the
+    batch's statistics.
+
+    In half-precision networks keep ``bn`` in float32: small updates are lost in fewer bits. Under activation
+    checkpointing let a layer run once per segment and backward pass: the recomputation of all its runs would use the
+    estimates of the last.
 
     Args:
         num_features: Number of channels C.
         num_groups: Number of channel groups; must divide C. Defaults to None: the largest divisor of C not above
             min(32, max(1, C // min_channels_per_group)).
-        eps: Added to both variances, inside the roots. Defaults to 1e-5.
+        eps: Added to both variances, inside the roots; above 0. Defaults to 1e-5.
         mode: ``'micro_batch'`` or ``'large_batch'``. Defaults to ``'micro_batch'``.
-        update_rate: r of Algorithm 1 until somebody assigns another, as :class:`BCNUpdateRateHook` does before every
-            iteration (the paper's r is the learning rate). Defaults to 0.01.
+        update_rate: Initial value of r of Algorithm 1; :class:`BCNUpdateRateHook` overwrites it before every iteration
+            (the paper's r is the learning rate). Defaults to 0.01.
         momentum: BatchNorm's, for large-batch mode; None for the cumulative average. Defaults to 0.1.
         sync: Take batch statistics over all ranks; large-batch mode only. Defaults to False.
         min_channels_per_group: See ``num_groups``. Defaults to 2.
+        device, dtype: Of parameters and buffers. Default to PyTorch's.
 
     Raises:
-        ValueError: If ``num_groups`` does not divide C, or arguments contradict each other; in the forward pass, if the
-            input is not a floating-point tensor of shape (N, C, \*) with at least one value.
+        ValueError: If ``num_groups`` does not divide C, an argument is out of range, or arguments contradict each
+            other; in the forward pass, if the input is not a floating-point tensor of shape (N, C, \*), or a group has
+            a single value.
+
+    Warns:
+        UserWarning: Once, if groups have no more than four values.
 
     Examples:
         >>> BCN(64)(torch.randn(1, 64, 8, 8)).shape
         torch.Size([1, 64, 8, 8])
     """
     _abbr_ = 'bcn'
-    _warned = False
+    _warned = _warned_of_few_values = False
 
     def __init__(self, num_features: int, num_groups: int | None = None, eps: float = 1e-5, mode: str = 'micro_batch',
                  update_rate: float = DEFAULT_UPDATE_RATE, momentum: float | None = 0.1, sync: bool = False,
-                 min_channels_per_group: int = 2):
-        if num_features < 1 or min_channels_per_group < 1:
-            raise ValueError('expected num_features and min_channels_per_group of at least 1, got '
-                             f'{num_features} and {min_channels_per_group}')
+                 min_channels_per_group: int = 2, device=None, dtype=None):
+        check_integer('num_features', num_features, 1)
+        check_integer('min_channels_per_group', min_channels_per_group, 1)
         if num_groups is None:
             num_groups = default_num_groups(num_features, min_channels_per_group)
-        if num_groups < 1 or num_features % num_groups:
+        if num_features % check_integer('num_groups', num_groups, 1):
             raise ValueError(f'num_groups must divide num_features, got {num_groups} for {num_features} channels')
-        if mode not in MODES:
-            raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
-        if sync and mode == 'micro_batch':
+        check_choice('mode', mode, MODES)
+        if momentum is not None:
+            check_number('momentum', momentum, 0, 1)
+        if check_flag('sync', sync) and mode == 'micro_batch':
             raise ValueError("sync=True needs mode='large_batch'; micro-batch estimates are each rank's own: "
                              'add SyncNormStatisticsHook to average them')
-        super().__init__(num_groups, num_features, eps, affine=False)
+        super().__init__(num_groups, num_features, check_eps(eps), affine=False)
+        factory = dict(device=device, dtype=dtype)
         self.affine = True
-        self.weight = nn.Parameter(torch.ones(num_groups))  # one pair per group, where GroupNorm has one per channel
-        self.bias = nn.Parameter(torch.zeros(num_groups))
-        self.bn = nn.BatchNorm2d(num_features, eps, momentum)
+        self.weight = nn.Parameter(torch.ones(num_groups, **factory))  # one pair per group, not per channel
+        self.bias = nn.Parameter(torch.zeros(num_groups, **factory))
+        self.bn = nn.BatchNorm2d(num_features, eps, momentum, **factory)
         self.mode, self.sync = mode, sync
+        self._own_momentum = momentum
         # A CPU tensor: it changes at every iteration, which as a number would recompile a compiled network each time,
         # and as a device tensor would cost a launch per layer.
         self._update_rate = torch.zeros((), dtype=torch.float64, device='cpu')
         self.update_rate = update_rate
         self._rate_is_default = update_rate == DEFAULT_UPDATE_RATE
-        self.register_buffer('skipped_updates', torch.zeros(num_features, dtype=torch.int64), persistent=False)
+        self.register_buffer('skipped_updates', torch.zeros(num_features, dtype=torch.int64, device=device),
+                             persistent=False)
 
     @property
     def num_features(self) -> int:
@@ -100,9 +119,7 @@ class BCN(nn.GroupNorm):
 
     @update_rate.setter
     def update_rate(self, rate: float) -> None:
-        if not 0 <= rate <= 1:
-            raise ValueError(f'update_rate must lie in [0, 1], got {rate}')
-        self._update_rate.fill_(rate)
+        self._update_rate.fill_(check_number('update_rate', rate, 0, 1))
         self._rate_is_default = False
 
     def reset_parameters(self) -> None:
@@ -114,19 +131,69 @@ class BCN(nn.GroupNorm):
             self.skipped_updates.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_symbolic(x):
+            return leaf_call(self, x)
+        self._check_values(x)
         bn, large_batch = self.bn, self.mode == 'large_batch'
-        training = self.training and bn.training
+        updates = self._updates_estimates()
+        if updates and not large_batch and bn.momentum != self._own_momentum:
+            self._update_as_batch_norm(x)
+            updates = False  # below, as they are now
+        mean, var, batch_statistics = self._statistics(x)
         y = batch_channel_norm(
-            x, bn.weight, bn.bias, bn.running_mean, bn.running_var, self.weight, self.bias, self.num_groups,
-            training=training, mode=self.mode, rate=self._momentum() if large_batch else self._update_rate,
-            eps=self.eps, sync=large_batch and (self.sync or isinstance(bn, nn.SyncBatchNorm)),
-            skipped_updates=self.skipped_updates)
-        if training:
-            self._count_batch()
+            x, *self._batch_affine(x), mean, var, self.weight, self.bias, self.num_groups,
+            training=updates or batch_statistics, mode=self.mode,
+            rate=self._momentum() if large_batch else self._update_rate, eps=self.eps,
+            sync=large_batch and (self.sync or isinstance(bn, nn.SyncBatchNorm)), skipped_updates=self.skipped_updates)
+        if updates:
+            self._count_batch(x)
         return y
 
-    def _count_batch(self) -> None:
-        if self.bn.num_batches_tracked is not None and not recomputing():
+    def _updates_estimates(self) -> bool:
+        bn = self.bn
+        if not (self.training and isinstance(bn, _BatchNorm) and bn.training and bn.track_running_stats):
+            return False
+        if transformed():
+            raise RuntimeError('BCN updates its running estimates in training, which transforms of torch.func do not '
+                               'allow; freeze them before: model.eval(), or layer.bn.eval() for every BCN layer')
+        return bn.running_mean is not None
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Running mean and variance, and whether the batch's own are taken without an update of these."""
+        bn, large_batch = self.bn, self.mode == 'large_batch'
+        if not hasattr(bn, 'running_mean'):
+            raise RuntimeError(f'BCN keeps its running estimates in bn, where it found a {type(bn).__name__}; only '
+                               'BatchNorm layers, frozen ones included, can stand there')
+        if bn.running_mean is None or bn.running_var is None:
+            if not large_batch:
+                raise RuntimeError('micro-batch BCN normalizes by its running estimates (Algorithm 1), but its '
+                                   "bn.running_mean is None; keep the running statistics, or use mode='large_batch'")
+            unused = x.new_zeros(self.num_channels, dtype=torch.float32), x.new_ones(self.num_channels,
+                                                                                    dtype=torch.float32)
+            return *unused, True
+        if large_batch and self.training and bn.training and not getattr(bn, 'track_running_stats', True):
+            return bn.running_mean.clone(), bn.running_var.clone(), True
+        return bn.running_mean, bn.running_var, False
+
+    def _batch_affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = self.bn.weight, self.bn.bias
+        weight = self.weight.new_ones(self.num_channels) if weight is None else weight
+        return weight, torch.zeros_like(weight) if bias is None else bias
+
+    @torch.no_grad()
+    def _update_as_batch_norm(self, x: Tensor) -> None:
+        """Update the estimates as BatchNorm does, with the variance around the batch's own mean, unbiased."""
+        bn = self.bn
+        if x.shape[0] == 0 or x.shape[1] != self.num_channels:  # which batch_channel_norm names
+            return
+        values = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(0, 1).flatten(1)
+        var, mean = torch.var_mean(values, 1, correction=min(1, values.shape[1] - 1))
+        if not recomputing():
+            update_estimates(bn.running_mean, bn.running_var, self.skipped_updates, mean, var, self._momentum())
+            self._count_batch(x)
+
+    def _count_batch(self, x: Tensor) -> None:
+        if self.bn.num_batches_tracked is not None and x.shape[0] and not recomputing():
             self.bn.num_batches_tracked.add_(1)
         if self.mode == 'micro_batch' and self._rate_is_default and not torch.compiler.is_compiling():
             self._rate_is_default = False
@@ -134,11 +201,26 @@ class BCN(nn.GroupNorm):
                 BCN._warned = True
                 warnings.warn(f'BCN trains with the constant update rate {self.update_rate}; add '
                               "dict(type='BCNUpdateRateHook') to custom_hooks (or assign `update_rate`) for the "
-                              "paper's r = learning rate", stacklevel=3)
+                              "paper's r = learning rate", stacklevel=4)
+
+    def _check_values(self, x: Tensor) -> None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.numel() == 0 or x.dim() < 2:
+            return
+        values = values_per_group(x, self.num_groups)
+        if values == 1:
+            raise ValueError(f'expected more than one value per group, got input of shape {tuple(x.shape)} for '
+                             f'{self.num_groups} groups of {self.num_channels} channels: one value normalizes to a '
+                             'constant; choose fewer groups')
+        if values <= FEW_VALUES and not BCN._warned_of_few_values:
+            BCN._warned_of_few_values = True
+            warnings.warn(f'BCN normalizes groups of {values} values here ({self.num_features} channels in '
+                          f'{self.num_groups} groups, input of shape {tuple(x.shape)}), too few for statistics; choose '
+                          'fewer groups by num_groups or min_channels_per_group', stacklevel=4)
 
     def _momentum(self) -> float | Tensor:
         """BatchNorm's reading of ``momentum=None``: the cumulative average."""
-        return 1 / (self.bn.num_batches_tracked + 1) if self.bn.momentum is None else self.bn.momentum
+        momentum = getattr(self.bn, 'momentum', 0)
+        return 1 / (self.bn.num_batches_tracked + 1) if momentum is None else momentum
 
     def apply(self, fn):
         """Apply ``fn`` to ``bn`` and to self, but never leave both scales at zero.
@@ -146,6 +228,8 @@ class BCN(nn.GroupNorm):
         OpenMMLab's ``zero_init_residual`` sets the last norm of a block *and its children* to 0. With both scales at
         zero every gradient of the block is zero for ever; the authors zero the channel scale alone.
         """
+        if self.bn.weight is None:
+            return super().apply(fn)
         batch_weight = self.bn.weight.detach().clone()
         super().apply(fn)
         if not batch_weight.is_meta and not self.weight.any() and not self.bn.weight.any():

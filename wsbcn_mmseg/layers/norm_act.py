@@ -4,7 +4,6 @@
 of a residual block.
 """
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .bcn import default_num_groups
@@ -33,7 +32,6 @@ class NormAct(nn.Module):
         return f'{self.num_features}, eps={self.eps}, apply_act={self.apply_act}'
 
 
-@MODELS.register_module()
 class EvoNormS0(NormAct):
     r"""EvoNorm-S0 (Liu, Brock, Simonyan and Le, "Evolving Normalization-Activation Layers", NeurIPS 2020, Table 2).
 
@@ -66,7 +64,6 @@ class EvoNormS0(NormAct):
         return self._affine(x * torch.sigmoid(self.v.view(shape) * x) / deviation.view(x.shape[0], *shape))
 
 
-@MODELS.register_module()
 class FRN(NormAct):
     r"""Filter Response Normalization with Thresholded Linear Units (Singh and Krishnan, CVPR 2020, Eq. 1-4).
 

@@ -1,11 +1,9 @@
 """Switchable Normalization (Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via Switchable
 Normalization", ICLR 2019), which Table 8 of the paper compares with."""
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 
-@MODELS.register_module()
 class SwitchableNorm(nn.Module):
     r"""Normalizes by a learned mixture of instance, layer and batch statistics.
 

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .arguments import check_choice, check_eps, check_number
 from .estimates import recomputing
 from .fused import batch_channel_norm_fused
 from .reference import batch_channel_norm_reference
@@ -30,19 +31,20 @@ def batch_channel_norm(x: Tensor,
                        impl: str = 'auto',
                        sync: bool = False,
                        skipped_updates: Tensor | None = None) -> Tensor:
-    r"""Normalise channels by batch statistics, then groups of channels by their own (Eq. 40-43, Algorithm 1).
+    r"""Normalize channels by batch statistics, then groups of channels by their own (Eq. 40-43, Algorithm 1).
 
     .. math::
         \dot x_{bc} &= \gamma^b_c (x_{bc} - \hat\mu_c) / \sqrt{\hat\sigma_c^2 + \epsilon} + \beta^b_c \\
         y_{bg} &= \gamma^c_g (\dot x_{bg} - \mu_{bg}) / \sqrt{\sigma_{bg}^2 + \epsilon} + \beta^c_g
 
-    In training, ``'micro_batch'`` moves the estimates towards the batch's statistics by ``rate``, then normalises by
-    them, without gradient through them (Algorithm 1); ``'large_batch'`` normalises by the batch's statistics, with
-    gradient, and moves the estimates as BatchNorm does (Eq. 43). In evaluation both normalise by the estimates.
-    In the recomputation of a checkpointed segment (inside backward) the estimates do not move again; a layer that ran
-    several times since is recomputed with the estimates of its last run.
+    In training, ``'micro_batch'`` updates the running estimates with the batch's statistics at ``rate``, then
+    normalizes by them, without gradient through them (Algorithm 1); ``'large_batch'`` normalizes by the batch's
+    statistics, with gradient, and updates the estimates as BatchNorm does (Eq. 43). In evaluation both normalize by the
+    estimates. In the recomputation of a checkpointed segment (inside backward) the estimates are not updated again; a
+    layer that ran several times since is recomputed with the estimates of its last run.
     Statistics are taken in float32 at least. Non-finite inputs give NaN out; the estimates of a channel whose batch
-    statistics are not finite keep their values.
+    statistics are not finite keep their values. A batch without images (B = 0) gives an empty output, as GroupNorm's,
+    and updates nothing.
 
     Args:
         x: Activations of shape (B, C, \*), floating point; contiguous and channels-last inputs are read as they are.
@@ -50,13 +52,14 @@ def batch_channel_norm(x: Tensor,
         running_mean, running_var: The estimates, shape (C,), updated in place in training.
         channel_weight, channel_bias: gamma^c and beta^c, shape (num_groups,): one pair per *group*.
         num_groups: Number of channel groups G, a divisor of C.
-        training: Whether the estimates move (and, in large-batch mode, batch statistics normalise).
+        training: Whether the estimates are updated (and, in large-batch mode, batch statistics normalize).
         mode: ``'micro_batch'`` or ``'large_batch'``. Defaults to ``'micro_batch'``.
         rate: Update rate r of the estimates, in [0, 1]; BatchNorm's momentum in large-batch mode. Defaults to 0.01.
-        eps: Added to both variances, inside the roots. Defaults to 1e-5.
+        eps: Added to both variances, inside the roots; above 0. Defaults to 1e-5.
         impl: ``'reference'`` (plain operations, any number of derivatives), ``'fused'`` (any device), ``'triton'``
             (CUDA kernels) or ``'auto'``: what the environment variable ``WSBCN_IMPL`` names, else ``'triton'`` on CUDA
-            where Triton is installed, else ``'fused'``. Defaults to ``'auto'``.
+            where Triton is installed, else ``'fused'``; while a network is traced or exported, and under torch.func,
+            always ``'reference'``. Defaults to ``'auto'``.
         sync: Take the statistics over all ranks of ``torch.distributed``, in one collective each way; large-batch mode
             only. Defaults to False.
         skipped_updates: Integer tensor of shape (C,) that counts, on the device, how often the estimates of each
@@ -73,7 +76,11 @@ def batch_channel_norm(x: Tensor,
         >>> x, c = torch.randn(2, 8, 5, 5), (torch.ones(8), torch.zeros(8), torch.zeros(8), torch.ones(8))
         >>> y = batch_channel_norm(x, *c, torch.ones(4), torch.zeros(4), 4, training=True)
     """
-    _check(x, batch_weight, channel_weight, num_groups, mode, sync, skipped_updates)
+    if not torch.jit.is_tracing():
+        _check(x, batch_weight, channel_weight, num_groups, mode, rate, eps, sync, skipped_updates)
+    if not torch.jit.is_tracing() and x.shape[0] == 0:
+        parameters = batch_weight, batch_bias, channel_weight, channel_bias
+        return x + sum(parameter.sum() for parameter in parameters).to(x.dtype)  # DDP waits for gradients of all
     sync = sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     batch_statistics = training and mode == 'large_batch'
     if batch_statistics and not sync and x.numel() == x.shape[1]:
@@ -84,30 +91,40 @@ def batch_channel_norm(x: Tensor,
         training and not recomputing(), batch_statistics, rate, eps, sync and batch_statistics, skipped_updates)
 
 
-def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, sync: bool,
-           skipped_updates: Tensor | None) -> None:
-    if mode not in MODES:
-        raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+def values_per_group(x: Tensor, num_groups: int) -> int:
+    """How many values the statistics of a group of one image are taken over."""
+    pixels = 1
+    for side in x.shape[2:]:
+        pixels = pixels * side
+    return x.shape[1] // num_groups * pixels
+
+
+def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, rate: float | Tensor,
+           eps: float, sync: bool, skipped_updates: Tensor | None) -> None:
+    check_choice('mode', mode, MODES)
+    check_eps(eps)
+    if not isinstance(rate, Tensor):
+        check_number('rate', rate, 0, 1)
     if sync and mode == 'micro_batch':
         raise ValueError('sync=True needs mode=\'large_batch\': the estimates of micro-batch BCN are each rank\'s own; '
                          'average them with SyncNormStatisticsHook')
-    channels = len(batch_weight)
+    channels = batch_weight.shape[0]
     if x.dim() < 2 or x.shape[1] != channels:
         raise ValueError(f'expected input of shape (N, {channels}, *), got {tuple(x.shape)}')
     if not x.is_floating_point():
         raise ValueError(f'expected floating-point input, got {x.dtype}')
-    if x.numel() == 0:
-        raise ValueError(f'expected at least one image and one pixel, got input of shape {tuple(x.shape)}')
-    if num_groups < 1 or channels % num_groups or len(channel_weight) != num_groups:
+    if num_groups < 1 or channels % num_groups or channel_weight.shape[0] != num_groups:
         raise ValueError(f'expected num_groups that divides {channels} channels and one channel weight per group, '
-                         f'got num_groups={num_groups} and {len(channel_weight)} weights')
+                         f'got num_groups={num_groups} and {channel_weight.shape[0]} weights')
     if skipped_updates is not None and skipped_updates.shape != batch_weight.shape:
         raise ValueError(f'expected skipped_updates of shape ({channels},), got {tuple(skipped_updates.shape)}')
+    if x.numel() == 0 and x.shape[0] != 0:
+        raise ValueError(f'expected at least one pixel, got input of shape {tuple(x.shape)}')
 
 
 def _implementation(impl: str, x: Tensor, num_groups: int):
     if impl == 'auto':
-        impl = os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
+        impl = 'reference' if _needs_plain_operations() else os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
     if impl == 'reference':
         return batch_channel_norm_reference
     if impl == 'fused':
@@ -118,10 +135,20 @@ def _implementation(impl: str, x: Tensor, num_groups: int):
     raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
 
 
+def _needs_plain_operations() -> bool:
+    """Whether a tracer, an exporter or a transform of torch.func looks on, which know stock operators only."""
+    if torch.compiler.is_compiling():
+        return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()  # from torch 2.7 on
+    return torch.jit.is_tracing() or transformed()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, ...) is active."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _fastest(x: Tensor, num_groups: int) -> str:
-    """The fastest implementation that serves; compilers fuse stock operators by themselves, tracers want them."""
-    if torch.jit.is_tracing():
-        return 'reference'
+    """The fastest implementation that can be used; compilers fuse stock operators themselves."""
     if x.is_cuda and not torch.compiler.is_compiling() and _triton_imports():
         from .triton_kernels import DTYPES, MAX_GROUP_CHANNELS
         if x.dtype in DTYPES and x.shape[1] // num_groups <= MAX_GROUP_CHANNELS:

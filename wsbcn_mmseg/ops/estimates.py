@@ -29,8 +29,8 @@ def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor
         rate: Update rate r in [0, 1], a number or a 0-dim tensor.
 
     Returns:
-        Moved mean and variance, shape (C,) in the estimates' dtype, and which channels moved, bool of shape (C,), or
-        None for all.
+        Moved mean and variance, shape (C,) in the estimates' dtype, and which channels were not skipped because of
+        their batch, bool of shape (C,), or None for all.
     """
     if torch.compiler.is_compiling():
         # Opaque to the compiler, which would recompute the moved estimates in backward, from buffers moved by then.
@@ -64,7 +64,8 @@ def _move(running_mean, running_var, batch_mean, batch_var, rate):
     if total.device.type == 'cpu' and math.isfinite(total.sum().item()):  # where a look costs nothing
         return mean, var, None
     finite = torch.isfinite(total)
-    return torch.where(finite, mean, running_mean), torch.where(finite, var, running_var), finite
+    mean, var = torch.where(finite, mean, running_mean), torch.where(finite, var, running_var)
+    return mean, var, finite | ~torch.isfinite(running_mean + running_var)  # estimates that were not, keep it
 
 
 @torch.library.custom_op('wsbcn::move_estimates', mutates_args=())
@@ -111,7 +112,7 @@ def merge_over_ranks(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Ten
     Returns:
         Mean and variance of shape (C,), and the total count as a 0-dim tensor.
     """
-    channels = len(mean)
+    channels = mean.shape[0]
     rows = _GatherRows.apply(torch.cat([mean, var, mean.new_full((1, ), count)]))
     means, variances, counts = rows.split([channels, channels, 1], dim=1)
     total = counts.sum()

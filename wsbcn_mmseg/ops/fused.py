@@ -36,15 +36,15 @@ class _BatchChannelNorm(torch.autograd.Function):
         moments = plane_moments(dense)
         plane_mean, plane_std = moments.mean, moments.rstd.reciprocal()
         group_channels = x.shape[1] // num_groups
-        by_groups = (len(x), num_groups, group_channels)
+        by_groups = (x.shape[0], num_groups, group_channels)
 
         # The mean and variance of Eq. 40
         ctx.count = x.numel() // x.shape[1]
         if batch_statistics or move:
-            batch_mean = plane_mean.sum(0) * (1 / len(x))
+            batch_mean = plane_mean.sum(0) * (1 / x.shape[0])
             mean = batch_mean if batch_statistics else running_mean.to(ctx.dtype)  # Algorithm 1: before the update
             deviation = plane_mean - mean
-            batch_var = (plane_std * plane_std + deviation * deviation).sum(0) * (1 / len(x))
+            batch_var = (plane_std * plane_std + deviation * deviation).sum(0) * (1 / x.shape[0])
         if batch_statistics:
             if sync:
                 batch_mean, batch_var, ctx.count = merge_over_ranks(batch_mean, batch_var, ctx.count)

@@ -93,7 +93,7 @@ def plane_affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, out: T
     if x.is_contiguous():
         _affine_into(_flat(out), _flat(x), centre.view(-1), scale.view(-1), shift.view(-1))
     else:
-        for image in range(len(x)):
+        for image in range(x.shape[0]):
             _affine_into(out[image:image + 1], x[image:image + 1], centre[image], scale[image], shift[image])
     return out
 
@@ -113,7 +113,7 @@ def plane_dots(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tenso
     if x.is_contiguous():
         sums, dots = batch_norm_backward(_flat(dy), _flat(x), mean.view(-1), rstd.view(-1))
         return sums.view_as(mean), dots.view_as(mean)
-    images = [batch_norm_backward(dy[i:i + 1], x[i:i + 1], mean[i], rstd[i]) for i in range(len(x))]
+    images = [batch_norm_backward(dy[i:i + 1], x[i:i + 1], mean[i], rstd[i]) for i in range(x.shape[0])]
     sums, dots = (torch.stack(values) for values in zip(*images, strict=True))
     return sums, dots
 

@@ -1,7 +1,7 @@
 """Batch-Channel Normalization written out: Algorithm 1 and Eq. 43 in plain differentiable operations.
 
-This is the readable truth the fast implementations are tested against. It is differentiable any number of times and
-keeps several copies of the activation for backward.
+The reference implementation, used to test the fast ones, and what tracers, exporters and torch.func see. It is
+differentiable any number of times and keeps several copies of the activation for backward.
 """
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
     x = (x - mean.view(per_channel)) * scale.view(per_channel) + batch_bias.to(dtype).view(per_channel)
 
     # Steps 6-8 and Eq. 42: one pair of scale and shift per group
-    groups = x.reshape(len(x), num_groups, -1)
+    groups = x.reshape(x.shape[0], num_groups, -1)
     centred = groups - groups.mean(2, keepdim=True)
     normalised = centred / torch.sqrt(centred.square().mean(2, keepdim=True) + eps)
     y = normalised * channel_weight.to(dtype)[:, None] + channel_bias.to(dtype)[:, None]

@@ -98,7 +98,9 @@ def statistics_kernel(partials, planes, statistics, running_mean, running_var, s
         tl.store(running_mean + channel, new_mean, own & moves)
         tl.store(running_var + channel, new_var, own & moves)
         if skipped_updates is not None:
-            stays = own & (moves == 0)
+            # Estimates that were not finite before are not this batch's fault
+            known = (tl.abs(mean) < float('inf')) & (tl.abs(var) < float('inf'))
+            stays = own & (moves == 0) & known
             tl.store(skipped_updates + channel, tl.load(skipped_updates + channel, stays, 0) + 1, stays)
         mean = tl.where(moves, new_mean, old_mean).to(tl.float32)
         var = tl.where(moves, new_var, old_var).to(tl.float32)

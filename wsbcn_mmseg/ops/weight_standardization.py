@@ -4,8 +4,12 @@ Standardization", Eq. 5-7): every output channel's kernel gets mean 0 and varian
 The authors' published code divides by other deviations (the unbiased one, with eps inside or outside the root); this
 is the equation of the paper.
 """
+import math
+
 import torch
 from torch import Tensor
+
+from .arguments import check_eps
 
 
 def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -16,9 +20,21 @@ def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """
     if rows.is_cpu and not torch.jit.is_tracing():  # tracers want the operator that exporters know
         outputs, fan_in = rows.shape
-        rows, mean, rstd = torch.native_group_norm(rows.contiguous(), None, None, 1, outputs, fan_in, outputs, eps)
-        return rows, mean, rstd
+        groups = rows.contiguous()[None]  # one image of O channels: exporters go by the tensor's own sizes
+        groups, mean, rstd = torch.native_group_norm(groups, None, None, 1, outputs, fan_in, outputs, eps)
+        return groups[0], mean, rstd
     return torch.native_layer_norm(rows, rows.shape[1:], None, None, eps)
+
+
+def check_fan_in(method: str, weight: Tensor) -> None:
+    """A kernel of one value per output channel cannot be centered or scaled over its fan-in.
+
+    Raises:
+        ValueError: If ``weight`` is such a kernel; the message names ``method``.
+    """
+    if math.prod(weight.shape[1:]) < 2:
+        raise ValueError(f'{method} needs a fan-in of at least 2, got a kernel of shape {tuple(weight.shape)}: with '
+                         'one value per output channel the result does not depend on it; use a plain convolution')
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True, scale: bool = True) -> Tensor:
@@ -39,17 +55,16 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True
         The standardized kernel, same shape and dtype.
 
     Raises:
-        ValueError: If the fan-in is 1 (depth-wise 1x1), where the result would be zero whatever the weight is.
+        ValueError: If the fan-in is 1 (such as depth-wise 1x1), where the result would be zero whatever the weight is,
+            or ``eps`` is not above 0.
 
     Examples:
         >>> w = standardize_weight(torch.randn(8, 3, 3, 3)).flatten(1)
         >>> assert w.mean(1).abs().max() < 1e-6 and (w.var(1, unbiased=False) - 1).abs().max() < 1e-4
     """
-    fan_in = weight[0].numel()
-    if fan_in < 2:
-        raise ValueError(f'Weight Standardization needs a fan-in of at least 2, got a weight of shape '
-                         f'{tuple(weight.shape)}: with one input per output channel the result is always 0; '
-                         'use a plain convolution there')
+    if not torch.jit.is_tracing():
+        check_fan_in('Weight Standardization', weight)
+        check_eps(eps)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     flat = weight.to(dtype).flatten(1)
     if center and scale:

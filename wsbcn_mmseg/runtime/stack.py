@@ -28,18 +28,25 @@ def _installed(distribution: str) -> bool:
     return True
 
 
-def check_stack() -> None:
-    """Raise an ImportError of one sentence where OpenMMLab is missing or two of its distributions lie over each other.
-    """
+def missing_openmmlab() -> str:
+    """Which parts of OpenMMLab are not installed and how to install them, or an empty string."""
     missing = [name for name in DISTRIBUTIONS if find_spec(name) is None]
-    if missing:
-        raise ImportError(f'wsbcn_mmseg needs {", ".join(missing)}, not installed here; run: {INSTALL}')
+    return f'{", ".join(missing)}, not installed here; run: {INSTALL}' if missing else ''
+
+
+def openmmlab_in_part() -> bool:
+    """Whether MMEngine is installed, but not all that is needed beside it."""
+    return find_spec('mmengine') is not None and bool(missing_openmmlab())
+
+
+def check_stack() -> None:
+    """Raise an ImportError of one sentence where two distributions of OpenMMLab overwrite each other's files."""
     both = [(name, onedl)
             for upstream, onedl in (*DISTRIBUTIONS.values(), *OPTIONAL.values()) for name in upstream
             if _installed(name) and _installed(onedl)]
     if both:
         names = [name for pair in both for name in pair]
-        raise ImportError(f'{" and ".join(both[0])} lie over each other in one folder; run: '
+        raise ImportError(f"{' and '.join(both[0])} are both installed and overwrite each other's files; run: "
                           f'pip uninstall -y {" ".join(names)}, then {INSTALL}')
 
 

@@ -1,0 +1,87 @@
+"""Random images, with labels where OpenMMLab's models need them, for networks that are given no example."""
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+SIDES = (64, 224, 32, 28, 128, 299, 16, 8, 256, 512)  # the first that a network takes is used
+CLIP = 8  # frames
+PROJECTS = ('mmseg', 'mmdet', 'mmpretrain', 'mmaction', 'mmengine')
+
+
+def made_up_calls(model: nn.Module, training: bool, sides: tuple[int, ...] = SIDES) -> Iterator[Callable[[], object]]:
+    """Calls of ``model`` on one random image (two in training), one call per image size and number of channels.
+
+    Args:
+        model: Any network; OpenMMLab's models run their losses in training, on made-up labels.
+        training: Whether the network is in training mode.
+        sides: Of the images, in pixels.
+    """
+    for images in _images(model, 2 if training else 1, sides):
+        if project_of(model) is None:
+            yield lambda images=images: model(images)
+        else:
+            samples = [_labelled(model, images.shape[-2:]).to(images.device) for _ in images]
+            mode = 'loss' if training else 'tensor'
+            yield lambda images=images, samples=samples, mode=mode: model(images, samples, mode=mode)
+
+
+def project_of(model: nn.Module) -> str | None:
+    """Which of OpenMMLab's projects a model is of: a segmentor, detector, ... with their ``forward(mode=...)``."""
+    packages = [(base.__module__.split('.')[0], base.__name__) for base in type(model).__mro__]
+    if ('mmengine', 'BaseModel') not in packages:
+        return None
+    return next(package for package, _ in packages if package in PROJECTS)
+
+
+def _images(model: nn.Module, batch_size: int, sides: tuple[int, ...]) -> Iterator[Tensor]:
+    """Random images of shape (N, C, *), C as the first convolution says or 3; rows of shape (N, features) where the
+    first layer is linear; clips of MMAction2 are of shape (N, T, C, H, W) or (N, 1, C, T, H, W)."""
+    first = next((module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))), None)
+    if first is None:
+        return
+    like = dict(dtype=first.weight.dtype, device=first.weight.device)
+    if isinstance(first, nn.Linear):
+        yield torch.randn(batch_size, first.in_features, **like)
+    channels, project = getattr(first, 'in_channels', 3), project_of(model)
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    mean, crop_size = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'size', None)
+    likely = (channels, 3) if project is None else (3, channels)
+    dimensions = first.weight.dim() - 2 if isinstance(first, _ConvNd) else 2
+    sizes = [(side, side) for side in sides]
+    if crop_size is not None:  # some transformers accept no other size
+        sizes.insert(1, tuple(crop_size))
+    for size, channels in itertools.product(sizes, dict.fromkeys(likely) if mean is None else [mean.numel()]):
+        shape = [channels, *[CLIP] * (dimensions == 3), *size[:dimensions]]
+        if project == 'mmaction':
+            shape = [1 if dimensions == 3 else CLIP, *shape]
+        yield torch.randn(batch_size, *shape, **like)
+
+
+def _labelled(model: nn.Module, size: tuple[int, int]):
+    """A data sample for an image of ``size``: one object that fills it, or class 0 everywhere."""
+    project, (height, width) = project_of(model), size
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0),
+                num_clips=1)
+    if project == 'mmdet':
+        from mmdet.structures import DetDataSample
+        from mmdet.structures.mask import BitmapMasks
+        from mmengine.structures import InstanceData
+        objects = InstanceData(bboxes=torch.tensor([[0.0, 0.0, width, height]]), labels=torch.zeros(1).long(),
+                               masks=BitmapMasks(np.ones((1, height, width), np.uint8), height, width))
+        ignored = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
+        return DetDataSample(metainfo=meta, gt_instances=objects, ignored_instances=ignored)
+    if project == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+        return DataSample(metainfo=meta).set_gt_label(0)
+    if project == 'mmaction':
+        from mmaction.structures import ActionDataSample
+        return ActionDataSample(metainfo=meta).set_gt_label(0)
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    zeros = torch.zeros(1, height, width)
+    return SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=zeros.long()),
+                         gt_edge_map=PixelData(data=zeros.long()), gt_depth_map=PixelData(data=zeros))

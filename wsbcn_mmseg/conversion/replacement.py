@@ -1,0 +1,113 @@
+"""Layers that become other layers in place, so that every reference to them holds, in whatever list or closure; and
+back, where the result is not what was meant."""
+import torch
+from torch import nn
+
+from wsbcn_mmseg.layers import BCN, AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveConvWS3d, ConvWS, ConvWS1d, ConvWS3d
+from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
+from wsbcn_mmseg.layers.standardized_subclass import standardized_subclass
+
+from .norm_families import CHILDREN, is_frozen_batch_norm
+from .selection import convolves_plainly
+
+STANDARDIZED = {nn.Conv1d: ConvWS1d, nn.Conv2d: ConvWS, nn.Conv3d: ConvWS3d}
+ADAPTIVE = {nn.Conv1d: AdaptiveConvWS1d, nn.Conv2d: AdaptiveConvWS, nn.Conv3d: AdaptiveConvWS3d}
+
+
+class Snapshot:
+    """What layers were, to put them back."""
+
+    def __init__(self):
+        self._layers: list[tuple[nn.Module, type, dict]] = []
+
+    def take(self, layer: nn.Module) -> None:
+        """Remember a layer before it is changed."""
+        state = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(layer).items()}
+        self._layers.append((layer, type(layer), state))
+
+    def restore(self) -> None:
+        """Put all layers back, the last changed first."""
+        for layer, kind, state in reversed(self._layers):
+            layer.__class__ = kind
+            vars(layer).clear()
+            vars(layer).update(state)
+
+
+def become(layer: nn.Module, new: nn.Module) -> None:
+    """Turn ``layer`` into ``new``; hooks on it, and handles that were given out for them, stay."""
+    hooks = {name: value for name, value in vars(layer).items() if 'hook' in name}
+    training = layer.training
+    layer.__class__ = type(new)
+    vars(layer).clear()
+    vars(layer).update(vars(new) | hooks | {'training': training})
+
+
+def replace_norm(old: nn.Module, new: nn.Module, preserve: bool) -> None:
+    """Turn a norm into ``new``, on its device, with its dtype, training flag and ``requires_grad``.
+
+    What the old one did after normalizing (timm's norms also drop and activate) is done after the new one.
+
+    Args:
+        old: The norm.
+        new: Fresh, for as many channels.
+        preserve: Whether ``new``, a BCN, takes over the function of ``old``, see :func:`take_over`.
+    """
+    if preserve:
+        take_over(new, old)
+    tensors = [*old.parameters(), *[buffer for buffer in old.buffers() if buffer.is_floating_point()]]
+    if tensors:
+        new.to(tensors[0].device, tensors[0].dtype)
+        parameters = list(old.parameters())
+        new.requires_grad_(not parameters or any(parameter.requires_grad for parameter in parameters))
+    new.train(old.training)
+    following = [getattr(old, name) for name in CHILDREN if isinstance(getattr(old, name, None), nn.Module)]
+    become(old, nn.Sequential(new, *following) if following else new)
+
+
+@torch.no_grad()
+def take_over(new: BCN, old: nn.Module) -> None:
+    """Make BCN compute on average what ``old`` computes: ẋ = BN(x) has mean β_c and deviation γ_c in channel c, hence
+    mean β_g = mean β_c and variance γ_g² = mean γ_c² + variance of β_c in a group, which its affine restores.
+    """
+    if old.weight is None:
+        scale, shift = torch.ones(new.num_channels), torch.zeros(new.num_channels)
+    else:
+        scale, shift = old.weight.detach().float(), old.bias.detach().float()
+    groups = scale.view(new.num_groups, -1), shift.view(new.num_groups, -1)
+    new.bias.copy_(groups[1].mean(1))
+    if isinstance(old, nn.GroupNorm):  # normalized by group already: only its affine can be followed
+        new.weight.copy_(groups[0].mean(1))
+        return
+    new.weight.copy_((groups[0].square().mean(1) + groups[1].var(1, unbiased=False)).sqrt())
+    new.bn.weight.copy_(scale)
+    new.bn.bias.copy_(shift)
+    if old.running_mean is not None:
+        new.bn.running_mean.copy_(old.running_mean)
+        new.bn.running_var.copy_(old.running_var)
+        if not is_frozen_batch_norm(old):
+            new.bn.num_batches_tracked.copy_(old.num_batches_tracked)
+
+
+def standardize(conv: nn.Module, adaptive: bool = False) -> None:
+    """Make a plain convolution a ConvWS by its class alone; a subclass that pads keeps its own forward pass.
+
+    Args:
+        conv: A convolution for which ``convolves_plainly`` or ``only_pads`` holds.
+        adaptive: Keep mean and deviation of the kernel, see :class:`~wsbcn_mmseg.layers.AdaptiveConvWS`.
+    """
+    if convolves_plainly(conv):
+        kind = next(kind for kind in STANDARDIZED if isinstance(conv, kind))
+        conv.__class__ = (ADAPTIVE if adaptive else STANDARDIZED)[kind]
+    else:
+        conv.__class__ = standardized_subclass(type(conv), adaptive)
+    conv.eps = 1e-5
+    if adaptive:
+        conv._add_buffers()
+        conv.adapt()
+
+
+def release(conv: ReparametrizedConv) -> None:
+    """Make a ConvWS the plain convolution of its raw kernel."""
+    conv.__class__ = conv.plain_class
+    for name in ('eps', 'center', 'scale'):
+        vars(conv).pop(name, None)

@@ -1,0 +1,56 @@
+"""What a conversion did, for people and programs."""
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ConversionReport:
+    """What :func:`~wsbcn_mmseg.convert_model` did; ``print`` it. It is the model's ``conversion_report``.
+
+    Attributes:
+        norms: Names of the norms that were replaced, and of what by what, such as ``'BatchNorm2d -> BCN'``.
+        convs: Names of the convolutions that were, such as ``'Conv2d -> ConvWS'``.
+        kept: Names of the other norms and convolutions, and why they were left.
+        regrouped: Names of the norms whose groups would have had too few values, with the numbers.
+        min_channels_per_group: Smallest group width chosen for the new norms; None where there is none.
+        output_change: Norm of the output's change on the example, divided by the norm of the output; None where it was
+            not measured (without ``preserve``, or where the network gives no tensor).
+    """
+    norms: dict[str, str] = field(default_factory=dict)
+    convs: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    regrouped: dict[str, str] = field(default_factory=dict)
+    min_channels_per_group: int | None = None
+    output_change: float | None = None
+
+    def __str__(self) -> str:
+        lines = [f'Converted {count(len(self.norms), "norm")} and {count(len(self.convs), "convolution")}.']
+        changes = Counter([*self.norms.values(), *self.convs.values()])
+        lines += [f'  {change}: {number}' for change, number in changes.items()]
+        if self.min_channels_per_group is not None:
+            lines.append(f'Groups of BCN have at least {count(self.min_channels_per_group, "channel")}.')
+        if self.output_change is not None:
+            lines.append(f'On the example, the output changed by {self.output_change:.2g} of its norm.')
+        if self.regrouped:
+            lines += ['Fewer groups, for more values in each:', *_by_reason(self.regrouped)]
+        if self.kept:
+            lines += [f'Left {count(len(self.kept), "layer")} unchanged:', *_by_reason(self.kept)]
+        return '\n'.join(lines)
+
+
+def count(number: int, noun: str) -> str:
+    """'1 norm', '2 norms'."""
+    return f'{number} {noun}{"" if number == 1 else "s"}'
+
+
+def quoted(name: str) -> str:
+    """The name of a layer in messages; the model itself has none."""
+    return repr(name) if name else 'the model itself'
+
+
+def _by_reason(layers: dict[str, str]) -> list[str]:
+    names_of = {}
+    for name, reason in layers.items():
+        names_of.setdefault(reason, []).append(name)
+    return [f'  {reason}: {", ".join(map(quoted, names[:3]))}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
+            for reason, names in names_of.items()]

@@ -1,0 +1,60 @@
+"""Checks of numbers, flags and choices that constructors, functions and hooks are given; each fault is one sentence."""
+import math
+from collections.abc import Sequence
+
+
+def check_number(name: str, value: float, low: float = -math.inf, high: float = math.inf, *,
+                 above: float | None = None) -> float:
+    """``value`` if it is a finite number with low <= value <= high, and above ``above`` where that is given.
+
+    Raises:
+        ValueError: If it is not; the message names expected and got.
+    """
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number) and low <= number <= high and (above is None or number > above):
+        return value
+    if math.isfinite(high):
+        raise ValueError(f'{name} must lie in [{low:g}, {high:g}], got {value!r}')
+    bounds = (f' above {above:g}' if above is not None else '') or f' of at least {low:g}' * math.isfinite(low)
+    raise ValueError(f'{name} must be a finite number{bounds}, got {value!r}')
+
+
+def check_eps(value: float) -> float:
+    """``value`` if it can be added to variances: a finite number above 0."""
+    return check_number('eps', value, above=0)
+
+
+def check_integer(name: str, value: int, low: int) -> int:
+    """``value`` if it is a whole number of at least ``low``.
+
+    Raises:
+        ValueError: If it is not; the message names expected and got.
+    """
+    if isinstance(value, (bool, float, str)) or not hasattr(value, '__index__') or value < low:
+        raise ValueError(f'{name} must be a whole number of at least {low}, got {value!r}')
+    return value
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value`` if it is True or False, and not a text such as 'False', which counts as true.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f'{name} must be True or False, got {value!r}')
+    return value
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """``value`` if it is one of ``choices``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {tuple(choices)}, got {value!r}')
+    return value
