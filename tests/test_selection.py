@@ -13,9 +13,9 @@ from torch import nn
 
 from wsbcn_mmseg import convert_model
 from wsbcn_mmseg.datasets import CIFAR10Images
-from wsbcn_mmseg.engine import CalibrateHook, NormEvalHook
 from wsbcn_mmseg.experiments.comparison import Training
 from wsbcn_mmseg.experiments.selection import best_settings, selection_table
+from wsbcn_mmseg.hooks import CalibrateHook, NormEvalHook
 
 
 def results_of(scores: dict) -> tuple[dict, list[dict]]:

@@ -131,7 +131,9 @@ class _Rewrite:
 
     def _set_conv(self, part: dict, path: str, norm: dict) -> None:
         conv = (part.get('conv_cfg') or {}).get('type')
-        if not self.ws or 'type' not in part or _name(conv) not in PLAIN_CONVS or not self._takes_conv_cfg(part):
+        deformable = part.get('dcn') or part.get('dcn_cfg')  # such parts insist on conv_cfg=None; left to convert_model
+        if (not self.ws or 'type' not in part or deformable or _name(conv) not in PLAIN_CONVS
+                or not self._takes_conv_cfg(part)):
             return
         dimensions = {'1d': '1d', '3d': '3d'}.get((_name(conv) or _name(norm['type']))[-2:], '')
         part['conv_cfg'] = dict(type=f'ConvWS{dimensions}')

@@ -111,6 +111,10 @@ def _check(model: nn.Module) -> None:
                               'after')
     if not isinstance(model, nn.Module):
         raise ConversionError(f'expected an nn.Module, got {type(model).__name__}')
+    for name, module in model.named_modules():
+        if is_lazy(module):
+            raise ConversionError(f'{quoted(name)} is a {type(module).__name__}: its number of channels is not known '
+                                  'before it has run; run the network once, then convert it')
 
 
 def norm_config(norm: str | dict | type | None) -> dict:
@@ -169,8 +173,6 @@ class Conversion:
         nothing = Dataflow(targets={conv: set() for conv in convs}, calls=dict.fromkeys(convs, 1))
         if not selection.norms:
             return None, nothing
-        if any(map(is_lazy, self.model.modules())):
-            return None, self._run_of_copy(example_inputs)
         trial = TrialRun(self.model, example_inputs)
         try:
             flow = trial.run(convs, selection.norms)
@@ -182,21 +184,6 @@ class Conversion:
             larger = trial.on_larger_images(selection.norms).positions
             flow.positions = {norm: max(seen, larger.get(norm, 0)) for norm, seen in flow.positions.items()}
         return trial, flow
-
-    def _run_of_copy(self, example_inputs) -> Dataflow:
-        """A lazy network fixes its shapes when it runs; so a copy of it runs."""
-        again = copy.deepcopy(self.model)
-        layers = {name: layer for layer, names in self.selection.names.items() for name in names}
-        original = {layer: layers[name] for name, layer in again.named_modules()}
-        convs, norms = ([layer for layer, first in original.items() if first in wanted]
-                        for wanted in (set(self.selection.convs), set(self.selection.norms)))
-        seen = TrialRun(again, example_inputs).run(convs, norms)
-        return Dataflow({original[norm]: [source and original[source] for source in sources]
-                         for norm, sources in seen.sources.items()},
-                        {original[conv]: {original[norm] for norm in norms} for conv, norms in seen.targets.items()},
-                        {original[layer] for layer in seen.read_elsewhere},
-                        {original[layer]: calls for layer, calls in seen.calls.items()},
-                        {original[norm]: positions for norm, positions in seen.positions.items()})
 
     # Converting
 
@@ -281,7 +268,7 @@ class Conversion:
         """Dimensions of a norm's input where it was not seen to run."""
         kinds = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
         by_kind = next((dim for kind, dim in kinds.items() if isinstance(norm, kind)), None)
-        return by_kind or next((conv.weight.dim() for conv in self.selection.convs if not is_lazy(conv)), 4)
+        return by_kind or next((conv.weight.dim() for conv in self.selection.convs), 4)
 
     # Checking
 

@@ -98,14 +98,12 @@ class Selection:
         return others
 
     def _reason_to_keep(self, layer: nn.Module, flow: Dataflow) -> str | None:
-        """What the caller asked for, and what the layer cannot say yet."""
+        """What the caller asked for."""
         names = self.names[layer]
         if any(matches(name, self.exclude) for name in names):
             return 'excluded'
         if self.include and not any(matches(name, self.include) for name in names):
             return 'not included'
-        if is_lazy(layer):
-            return 'its number of channels is not known before it has run'
         if self.skip_shared and (len(names) > 1 or flow.calls.get(layer, 0) > 1):
             return 'shared'
         parameters = list(layer.parameters())
@@ -160,7 +158,7 @@ class Selection:
 
 def is_lazy(layer: nn.Module) -> bool:
     """Whether a layer waits for its first input to know its shapes."""
-    tensors = (*layer.parameters(), *layer.buffers())
+    tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
     return any(nn.parameter.is_lazy(tensor) for tensor in tensors)
 
 

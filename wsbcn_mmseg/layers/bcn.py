@@ -7,8 +7,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.ops import batch_channel_norm
 from wsbcn_mmseg.ops.arguments import check_choice, check_eps, check_flag, check_integer, check_number
-from wsbcn_mmseg.ops.batch_channel_norm import MODES, transformed, values_per_group
+from wsbcn_mmseg.ops.batch_channel_norm import MODES, values_per_group
 from wsbcn_mmseg.ops.estimates import recomputing, update_estimates
+from wsbcn_mmseg.ops.execution import transformed
 
 from .tracing import is_symbolic, leaf_call
 

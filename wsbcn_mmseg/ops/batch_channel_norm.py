@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .arguments import check_choice, check_eps, check_number
 from .estimates import recomputing
+from .execution import needs_plain_operations
 from .fused import batch_channel_norm_fused
 from .reference import batch_channel_norm_reference
 
@@ -124,7 +125,7 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
 
 def _implementation(impl: str, x: Tensor, num_groups: int):
     if impl == 'auto':
-        impl = 'reference' if _needs_plain_operations() else os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
+        impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
     if impl == 'reference':
         return batch_channel_norm_reference
     if impl == 'fused':
@@ -133,18 +134,6 @@ def _implementation(impl: str, x: Tensor, num_groups: int):
         from .triton_kernels import batch_channel_norm_triton  # imported only when used: it needs Triton
         return batch_channel_norm_triton
     raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
-
-
-def _needs_plain_operations() -> bool:
-    """Whether a tracer, an exporter or a transform of torch.func looks on, which know stock operators only."""
-    if torch.compiler.is_compiling():
-        return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()  # from torch 2.7 on
-    return torch.jit.is_tracing() or transformed()
-
-
-def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, ...) is active."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _fastest(x: Tensor, num_groups: int) -> str:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .execution import needs_plain_operations
 from .weight_standardization import standardize_rows, standardize_weight
 
 aten = torch.ops.aten
@@ -70,8 +71,8 @@ def standardized_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, str
         Output of the convolution, shape (N, O, *).
     """
     settings = tuple(stride), tuple(padding), tuple(dilation), groups, eps
-    # Compilers choose themselves what to keep, and tracers want operators
-    keeps = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    # Compilers choose themselves what to keep
+    keeps = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not needs_plain_operations()
     convolution = _StandardizedConvolution.apply if keeps else _composed
     device = x.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):

@@ -1,0 +1,392 @@
+"""Kinds of layers and networks that a conversion must treat rightly, leave with the reason, or refuse in a sentence."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wsbcn_mmseg import convert_model, plan_conversion
+from wsbcn_mmseg.conversion import ConversionError
+from wsbcn_mmseg.layers import BCN, AdaptiveConvWS
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def chain(*layers):
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *layers)
+
+
+def report_of(model, example=X, **settings):
+    return convert_model(model, example, **settings).conversion_report
+
+
+# What may be replaced
+
+class WithReLU(nn.BatchNorm2d):
+
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+class Scaled(nn.BatchNorm2d):
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Ghost(nn.BatchNorm2d):
+    """BatchNorm in evaluation, another thing in training."""
+
+    def forward(self, x):
+        return torch.cat([super(Ghost, self).forward(part) for part in x.chunk(2)]) if self.training else \
+            super().forward(x)
+
+
+class AffineGroupNorm(nn.GroupNorm):
+
+    def forward(self, x):
+        return super().forward(x) + x
+
+
+class Renamed(nn.BatchNorm2d):
+    """No forward pass of its own."""
+
+
+class CallsItsBase(nn.BatchNorm2d):
+    """A forward pass of its own that does what the family does."""
+
+    def forward(self, input):
+        self._check_input_dim(input)
+        return super().forward(input)
+
+
+class WithChildren(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d, by another name."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.LeakyReLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+@pytest.mark.parametrize('kind', [WithReLU, Scaled, Ghost, lambda c: AffineGroupNorm(4, c)])
+def test_norms_with_a_behavior_of_their_own_are_left(kind):
+    model = chain(kind(32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
+    expected = model.eval()[:2](X)
+    report = report_of(model)
+    assert 'has a forward pass of its own' in report.kept['1'] and set(report.norms) == {'3'}
+    assert report.kept['0'] == 'the norm that reads its output is kept'
+    torch.testing.assert_close(model.eval()[:2](X), expected)
+
+
+@pytest.mark.parametrize('kind', [Renamed, CallsItsBase, WithChildren, nn.SyncBatchNorm])
+def test_norms_that_behave_as_their_family_are_replaced(kind):
+    model = chain(kind(32))
+    report = report_of(model)
+    assert report.norms['1'] == f'{kind.__name__} -> BCN' and report.convs['0'] == 'Conv2d -> ConvWS'
+    if kind is WithChildren:
+        assert [type(layer) for layer in model[1]] == [BCN, nn.Identity, nn.LeakyReLU]
+
+
+def test_a_forward_pass_set_on_the_layer_itself_is_left():
+    model = chain(nn.BatchNorm2d(32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
+    plain = model[1].forward
+    model[1].forward = lambda x: plain(x).relu()
+    model[2].forward = lambda x: F.conv2d(x, model[2].weight ** 2)
+    report = report_of(model)
+    assert 'forward pass of its own' in report.kept['1'] and 'in its own way' in report.kept['2']
+
+
+def test_timm_norms_with_activation_stay_known():
+    layers = pytest.importorskip('timm.layers', reason='needs timm')
+    model = chain(layers.BatchNormAct2d(32), nn.Conv2d(32, 32, 1), layers.GroupNormAct(32, 8))
+    report = report_of(model)
+    assert set(report.norms) == {'1', '3'} and model[3][0].num_groups == 8
+
+
+class Masked(nn.Conv2d):
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * (self.weight > 0), self.bias)
+
+
+class ReadsTwice(nn.Conv2d):
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias) + self.weight.mean()
+
+
+class Same(nn.Conv2d):
+    """Pads to the same size, as timm's Conv2dSame."""
+
+    def forward(self, x):
+        missing = [(-side % self.stride[0]) + self.kernel_size[0] - self.stride[0] for side in x.shape[-2:]]
+        x = F.pad(x, [missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2])
+        return F.conv2d(x, self.weight, self.bias, self.stride)
+
+
+class StaticSame(nn.Conv2d):
+    """Pads by a module, as EfficientNet-PyTorch's Conv2dStaticSamePadding."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return F.conv2d(self.static_padding(x), self.weight, self.bias, self.stride, self.padding, self.dilation,
+                        self.groups)
+
+
+class Causal(nn.Conv1d):
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (2, 0)))
+
+
+@pytest.mark.parametrize('kind', [Masked, ReadsTwice])
+def test_convolutions_of_their_own_way_are_left(kind):
+    model = nn.Sequential(kind(3, 8, 3), nn.BatchNorm2d(8))
+    assert 'in its own way' in report_of(model).kept['0'] and type(model[0]) is kind
+
+
+@pytest.mark.parametrize('preserve', [False, True])
+@pytest.mark.parametrize('kind, dim', [(Same, 2), (StaticSame, 2), (Causal, 1)])
+def test_convolutions_that_only_pad_are_standardized_by_their_own_forward(kind, dim, preserve):
+    norm = nn.BatchNorm2d if dim == 2 else nn.BatchNorm1d
+    model, x = nn.Sequential(kind(3, 32, 3), norm(32)), torch.randn(2, 3, *[9] * dim)
+    before, kernel = copy.deepcopy(model[0]), model[0].weight
+    report = report_of(model, x, preserve=preserve)
+    conv = model[0]
+    assert report.convs['0'] == f'{kind.__name__} -> {type(conv).__name__}' and conv.weight is kernel
+    with torch.no_grad():
+        before.weight.copy_(conv.effective_weight())
+    torch.testing.assert_close(conv(x), before(x))
+    conv(x).square().sum().backward()
+    assert conv.weight.grad.any() and set(conv.state_dict()) - {'kernel_mean', 'kernel_scale'} == set(
+        before.state_dict())
+    with torch.autocast('cpu', torch.bfloat16):
+        assert conv(x).dtype == torch.bfloat16
+    torch.testing.assert_close(copy.deepcopy(conv)(x), conv(x))
+
+
+# Too few values
+
+def test_after_linear_layers_groups_are_wide():
+    model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8), nn.BatchNorm1d(8))
+    report = report_of(model, torch.randn(4, 64))
+    assert model[1].num_groups == 2 and '16 in each of 2' in report.regrouped['1']
+    assert report.kept['4'] == 'its 8 channels at 1 position are fewer values than the 16 that a group needs'
+    assert '2 values in each of 16 groups, 16 in each of 2' in str(report)
+
+
+@pytest.mark.parametrize('example', [X, None])
+def test_pooled_branches_have_wide_groups_and_maps_do_not(example):
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 64, 1),
+                          nn.BatchNorm2d(64))
+    report = report_of(model, example)
+    assert (model[1].num_groups, model[4].num_groups) == (32, 4) and set(report.regrouped) == {'4'}
+    assert model.train()(X).isfinite().all()
+
+
+def test_made_up_images_are_larger_where_small_ones_leave_few_positions():
+    """At 64 pixels the last maps have one position, at 224 they have several: the groups stay as usual."""
+    model = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU())],
+                          nn.Conv2d(3, 64, 1), nn.BatchNorm2d(64))
+    assert not report_of(model, None).regrouped and model[-1].num_groups == 32
+
+
+def test_groups_that_were_asked_for_stay():
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(64))
+    assert not report_of(model, norm=dict(type='BCN', num_groups=8)).regrouped and model[2].num_groups == 8
+
+
+# What is read elsewhere
+
+class TwoReaders(nn.Module):
+
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.bn, self.kind = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), kind
+        self.last, self.bn2 = nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32)
+        self.held, self.tied = [self.bn], nn.Conv2d(3, 32, 3)
+        if kind == 'tied':
+            self.tied.weight = self.conv.weight
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.held[0](y) if self.kind == 'list' else self.bn(y)
+        if self.kind == 'skip':
+            z = z + y
+        if self.kind == 'kernel':
+            z = z + F.conv2d(x, self.conv.weight, padding=1)
+        if self.kind == 'tied':
+            z = z + self.tied(F.pad(x, (1, 1, 1, 1)))
+        if self.kind == 'statistics':
+            z = z - self.bn.running_mean.mean()
+        return self.bn2(self.last(z))
+
+
+@pytest.mark.parametrize('kind, reason', [('skip', 'read elsewhere too'), ('kernel', 'read elsewhere too'),
+                                          ('tied', "shares its kernel with 'tied', which is left")])
+def test_convolutions_that_others_read_are_left(kind, reason):
+    model = TwoReaders(kind)
+    report = report_of(model)
+    assert reason in report.kept['conv'] and type(model.conv) is nn.Conv2d and type(model.bn) is BCN
+    assert set(report.convs) == {'last'}
+    if kind != 'tied':
+        assert 'conv' in report_of(TwoReaders(kind), read_elsewhere=True).convs
+
+
+def test_norms_whose_statistics_others_read_are_left():
+    report = report_of(TwoReaders('statistics'))
+    assert report.kept['bn'] == 'other code reads its parameters or running statistics'
+
+
+def test_references_outside_the_module_tree_hold():
+    model = TwoReaders('list')
+    report = report_of(model)
+    assert set(report.norms) == {'bn', 'bn2'} and model.held[0] is model.bn and type(model.bn) is BCN
+    model.train()(X)
+    assert model.bn.bn.num_batches_tracked == 1
+
+
+def test_kernels_shared_by_convolutions_that_are_all_standardized():
+    first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.GroupNorm(1, 3), second, nn.GroupNorm(1, 3))
+    assert set(report_of(model).convs) == {'0', '2'} and model[0].weight is model[2].weight
+
+
+# Proof, and the way back
+
+class Fragile(nn.Module):
+    """Does not run with another norm."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.bn, self.how = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), how
+
+    def forward(self, x):
+        x = self.conv(x)
+        if type(self.bn) is nn.BatchNorm2d:
+            return self.bn(x)
+        if self.how == 'raises':
+            raise RuntimeError('only BatchNorm2d is supported')
+        return x if self.how == 'skips' else self.bn(x) / 0
+
+
+@pytest.mark.parametrize('how, message', [
+    ('raises', 'does not run, nothing was converted: .*RuntimeError: only BatchNorm2d is supported'),
+    ('skips', "'bn' ran 1 time before the conversion and 0 times after; nothing was converted"),
+    ('infinite', 'the output of the converted network is not finite')])
+def test_a_network_that_does_not_run_as_before_is_put_back(how, message):
+    model = Fragile(how)
+    state, expected = copy.deepcopy(model.state_dict()), model.eval()(X)
+    with pytest.raises(ConversionError, match=message):
+        convert_model(model.train(), X)
+    assert type(model.bn) is nn.BatchNorm2d and type(model.conv) is nn.Conv2d and model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.eval()(X), expected) and not hasattr(model, 'conversion_report')
+
+
+def test_patterns_must_match_and_there_must_be_something_to_convert():
+    model = nn.Sequential()
+    model.add_module('decode_head', chain(nn.BatchNorm2d(32)))
+    for setting in ('include', 'exclude'):
+        with pytest.raises(ConversionError, match="'deocde_head' matches no norm or convolution.*'decode_head'"):
+            convert_model(model, X, **{setting: 'deocde_head'})
+    for network in (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))):
+        with pytest.raises(ConversionError, match='has nothing to convert'):
+            convert_model(network)
+
+
+def test_planning_changes_nothing():
+    model = chain(nn.BatchNorm2d(32), nn.LayerNorm(16))
+    report = plan_conversion(model, X, preserve=True)
+    assert report.norms == {'1': 'BatchNorm2d -> BCN'} and type(model[1]) is nn.BatchNorm2d
+    assert report.output_change > 0 and not hasattr(model, 'conversion_report')
+
+
+def test_the_habit_from_sync_batch_norm():
+    model = chain(nn.BatchNorm2d(32))
+    assert convert_model(model) is model and model.conversion_report.convs
+
+
+def test_preserve_says_what_it_lost_and_which_width_it_chose():
+    model = chain(nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 1), nn.BatchNorm2d(64)).eval()
+    for layer in (model[1], model[4]):
+        nn.init.uniform_(layer.weight, 0.5, 2)
+        nn.init.normal_(layer.bias)
+    before = model(X)
+    report = report_of(model, preserve=True)
+    change = (model(X) - before).norm() / before.norm()
+    assert report.output_change == pytest.approx(float(change), rel=1e-4)
+    assert report.min_channels_per_group == 16 and model[4].num_groups == 4
+    assert f'the output changed by {float(change):.2g} of its norm' in str(report)
+
+
+class FrozenBatchNorm2d(nn.Module):
+
+    def __init__(self, channels):
+        super().__init__()
+        self.eps = 1e-5
+        for name, value in dict(weight=torch.rand(channels) + 0.5, bias=torch.randn(channels),
+                                running_mean=torch.randn(channels), running_var=torch.rand(channels) + 0.5).items():
+            self.register_buffer(name, value)
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+
+def test_frozen_batch_norm_is_named_and_converted_when_its_function_is_preserved():
+    model = chain(FrozenBatchNorm2d(32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
+    mean = model[1].running_mean.clone()
+    report = plan_conversion(model, X)
+    assert 'preserve=True converts it' in report.kept['1'] and set(report.norms) == {'3'}
+    report = report_of(model, preserve=True)
+    assert report.norms['1'] == 'FrozenBatchNorm2d -> BCN' and type(model[0]) is AdaptiveConvWS
+    assert torch.equal(model[1].bn.running_mean, mean) and model[1].bn.weight.requires_grad
+
+
+def test_lazy_layers_are_asked_to_run_first():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.LazyConv2d(32, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(ConversionError, match="'2' is a LazyConv2d: its number of channels is not known before it has "
+                                              'run; run the network once'):
+        convert_model(model, X)
+    model(X)
+    assert set(report_of(model).norms) == {'1', '3'}
+
+
+# Other norms as targets
+
+@pytest.mark.parametrize('norm, kind, dims', [
+    ('LN', nn.GroupNorm, 2), ('IN', nn.InstanceNorm2d, 2), ('BN', nn.BatchNorm2d, 2), ('BN', nn.BatchNorm1d, 1),
+    ('IN', nn.InstanceNorm1d, 1), ('GNByWidth', nn.GroupNorm, 2), (nn.GroupNorm, nn.GroupNorm, 1)])
+def test_other_norms_are_built_as_the_field_means_them(norm, kind, dims):
+    conv = nn.Conv2d if dims == 2 else nn.Conv1d
+    model = nn.Sequential(conv(3, 32, 3), nn.GroupNorm(4, 32))
+    report_of(model, torch.randn(2, 3, *[9] * dims), norm=norm)
+    assert isinstance(model[1], kind) and list(model[1].parameters())
+    if norm == 'LN':
+        assert model[1].num_groups == 1
+
+
+class OtherSignature(nn.GroupNorm):
+
+    def __init__(self, num_channels, groups_of, eps=1e-5):
+        super().__init__(num_channels // groups_of, num_channels, eps)
+
+
+def test_what_is_no_norm_or_cannot_be_built_is_refused():
+    with pytest.raises(ConversionError, match='ReLU is no norm over channels'):
+        convert_model(chain(nn.BatchNorm2d(32)), X, norm='ReLU')
+    with pytest.raises(ValueError, match="OtherSignature cannot be built for 32 channels.*'groups_of'"):
+        convert_model(chain(nn.BatchNorm2d(32)), X, norm=OtherSignature)
+    model = chain(nn.BatchNorm2d(32))
+    convert_model(model, X, norm=dict(type=OtherSignature, groups_of=8))
+    assert model[1].num_groups == 4

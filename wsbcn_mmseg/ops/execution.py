@@ -1,0 +1,14 @@
+"""Who calls the operators: ordinary execution, a tracer, an exporter, or a transform of torch.func."""
+import torch
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, ...) is active."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def needs_plain_operations() -> bool:
+    """Whether the caller knows stock operators only: a tracer, an exporter or a transform of torch.func."""
+    if torch.compiler.is_compiling():
+        return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()  # from torch 2.7 on
+    return torch.jit.is_tracing() or transformed()
