@@ -7,9 +7,8 @@ The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; i
 import torch
 from torch import Tensor, nn
 
-from wsbcn_mmseg.ops.arguments import check_eps
-
 from .bcn import default_num_groups
+from .conv_ws import WeightStandardized
 from .reparametrized_conv import ReparametrizedConv
 
 
@@ -65,7 +64,7 @@ class ConvCWN(WeightNormalized, nn.Conv2d):
         return weight - weight.mean(1, keepdim=True)
 
 
-class ConvWSStdEps(ReparametrizedConv, nn.Conv2d):
+class ConvWSStdEps(WeightStandardized, nn.Conv2d):
     """2d convolution with Weight Standardization as the authors' networks with GN have it: (W - mean) / (std + eps).
 
     std is the unbiased deviation, without eps inside the root as in Eq. 7 (pytorch-classification, DeepLabv3.pytorch,
@@ -74,18 +73,22 @@ class ConvWSStdEps(ReparametrizedConv, nn.Conv2d):
     :class:`torch.nn.Conv2d`.
 
     Args:
-        eps (float): Added to the deviation. Defaults to 1e-5.
+        eps (float): Added to the deviation; above 0. Defaults to 1e-5.
     """
 
-    def __init__(self, *args, eps: float = 1e-5, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.eps = check_eps(eps)
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+                 padding_mode='zeros', device=None, dtype=None, eps: float = 1e-5):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         device, dtype, eps)
 
     def effective_weight(self) -> Tensor:
         """The kernel that convolves, shape of ``weight``: mean 0, variance 1 per output channel."""
         rows = self.weight.flatten(1)
         std, mean = torch.std_mean(rows, dim=1, keepdim=True)
         return ((rows - mean) / (std + self.eps)).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ReparametrizedConv.forward(self, x)  # WeightStandardized's is fast, for Eq. 7
 
 
 class GNByWidth(nn.GroupNorm):
