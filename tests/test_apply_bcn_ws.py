@@ -212,3 +212,33 @@ def test_a_config_that_converts_another(stdc, tmp_path):
                     "custom_hooks = [dict(type='BCNUpdateRateHook')]\n")
     cfg = Config.fromfile(path)
     assert cfg.model.type == 'ConvertedModel' and sum(isinstance(m, BCN) for m in build(cfg).modules()) == 41
+
+
+def test_hooks_given_by_class_or_scope_are_not_added_again():
+    from wsbcn_mmseg.hooks import BCNUpdateRateHook, SyncNormStatisticsHook
+    cfg = shipped(FCN)
+    cfg.custom_hooks = [dict(type=BCNUpdateRateHook, factor=0.1), SyncNormStatisticsHook()]
+    apply_bcn_ws(cfg, log=None)
+    assert len(cfg.custom_hooks) == 2 and cfg.custom_hooks[0]['factor'] == 0.1
+    cfg = shipped(FCN)
+    cfg.custom_hooks = [dict(type='mmengine.BCNUpdateRateHook', factor=0.1)]
+    apply_bcn_ws(cfg, log=None)
+    assert [hook['type'] for hook in cfg.custom_hooks] == ['mmengine.BCNUpdateRateHook', 'SyncNormStatisticsHook']
+
+
+def test_backbones_with_deformable_convolutions_keep_their_conv_cfg():
+    """They insist on conv_cfg=None; convert_model standardizes their other convolutions."""
+    cfg = shipped(FCN)
+    cfg.model.backbone.update(dcn=dict(type='DCN', deform_groups=1), stage_with_dcn=(False, ) * 4)
+    apply_bcn_ws(cfg, log=None)
+    assert not cfg.model.backbone.get('conv_cfg')
+    model = build(cfg)
+    assert isinstance(model.backbone.layer1[0].conv1, ConvWS) and isinstance(model.backbone.layer4[0].bn3, BCN)
+
+
+def test_patterns_that_match_nothing_end_in_a_sentence(tmp_path, mini_voc):
+    result = run_tool('train.py', ROOT / 'configs' / 'deeplabv3_r101_bn_voc.py', '--bcn-ws', '--include', 'deocde_head',
+                      '--work-dir', tmp_path, check=False, VOC_ROOT=str(mini_voc))
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode and last.startswith("train.py: 'deocde_head' matches no norm or convolution")
+    assert 'Traceback' not in result.stderr

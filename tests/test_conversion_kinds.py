@@ -390,3 +390,30 @@ def test_what_is_no_norm_or_cannot_be_built_is_refused():
     model = chain(nn.BatchNorm2d(32))
     convert_model(model, X, norm=dict(type=OtherSignature, groups_of=8))
     assert model[1].num_groups == 4
+
+
+# Kernels that change hands
+
+def test_fusing_is_refused_and_innocents_are_not():
+    conv, bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval()
+    nn.init.uniform_(bn.weight, 0.5, 2)
+    model = convert_model(nn.Sequential(conv, nn.BatchNorm2d(8)), X).eval()
+    conv = model[0]
+
+    def merge_bn(conv, bn):  # as many a repository has it
+        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+        conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1))
+        conv.bias = nn.Parameter(bn.bias - bn.running_mean * scale)
+
+    for fuse in (merge_bn, torch.nn.utils.fusion.fuse_conv_bn_eval):
+        before = copy.deepcopy(conv.state_dict())
+        with pytest.raises(RuntimeError, match='a norm cannot be fused into this ConvWS'):
+            fuse(conv, bn)
+        assert all(torch.equal(value, before[name]) for name, value in conv.state_dict().items())
+    expected = model(X)
+    conv.weight = nn.Parameter(conv.weight.detach() * 2)
+    conv.bias = nn.Parameter(torch.zeros(8))
+    conv.load_state_dict({'weight': conv.weight.detach() * 3, 'bias': conv.bias.detach()}, assign=True)
+    assert model(X).shape == expected.shape
+    with pytest.raises(RuntimeError, match='wsbcn_mmseg.fold'):
+        conv._conv_forward(X, conv.weight, None)

@@ -11,7 +11,7 @@ from torch import nn
 from wsbcn_mmseg.layers import BCN, ConvWS
 
 PAGE = (ROOT / 'docs' / 'use_in_your_project.md').read_text()
-SNIPPET, ON_TOP, SCRIPT, CALL = re.findall(r'```python\n(.*?)```', PAGE, re.S)
+SNIPPET, ON_TOP, SCRIPT, CALL, *_ = re.findall(r'```python\n(.*?)```', PAGE, re.S)
 ORDINARY = SNIPPET.replace("custom_imports = dict(imports=['wsbcn_mmseg'])\n", '').replace("'BCN'", "'BN'").replace(
     "dict(type='ConvWS')", 'None').replace(SNIPPET[SNIPPET.index('custom_hooks'):], 'custom_hooks = []\n')
 
@@ -51,7 +51,7 @@ def test_script(my_config):
 def test_call(capsys):
     names = {}
     exec(CALL, names)
-    assert 'Converted 1 norms and 1 convolutions' in capsys.readouterr().out
+    assert 'Converted 1 norm and 1 convolution.' in capsys.readouterr().out
     assert isinstance(names['model'][1], BCN) and names['model'][1].update_rate == 0.01
     assert type(names['model'][3]) is nn.Conv2d and torch.is_tensor(names['model'](torch.randn(1, 3, 8, 8)))
 

@@ -376,3 +376,29 @@ def test_indexed_sequences_and_branches_that_do_not_run():
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     for folded in (fold(model), fold(model, (x, x))):
         torch.testing.assert_close(folded(x, x), model(x, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('change', [
+    lambda conv: torch.nn.utils.prune.l1_unstructured(conv, 'weight', 0.5), torch.nn.utils.weight_norm,
+    torch.nn.utils.spectral_norm, torch.nn.utils.parametrizations.weight_norm], ids=['prune', 'weight_norm',
+                                                                                       'spectral_norm', 'parametrized'])
+def test_kernels_that_hooks_compute(change):
+    model = nn.Sequential(ConvWS(3, 8, 3), BCN(8), nn.ReLU(), ConvWS(8, 4, 1), BCN(4))
+    change(model[0])
+    settle(model, torch.float32)
+    x = torch.randn(2, 3, 9, 8)
+    model.train()(x).sum().backward()  # hooks leave tensors with a graph, which cannot be copied
+    model.eval()
+    folded = fold(model)
+    assert type(folded[0]) is nn.Conv2d and 'weight' in folded[0]._parameters and not folded[0]._forward_pre_hooks
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_of_unknown_hooks_are_named():
+    conv = ConvWS(3, 8, 3)
+    raw = conv.weight
+    del conv._parameters['weight']
+    conv.register_forward_pre_hook(lambda conv, _: setattr(conv, 'weight', raw * 1))
+    conv.raw = raw
+    with pytest.raises(ValueError, match='a hook computes the kernel of a convolution in a way that fold does not'):
+        fold(nn.Sequential(conv, BCN(8)))

@@ -196,7 +196,8 @@ def test_two_ranks_count_as_one_batch(tmp_path):
 
 
 @pytest.mark.parametrize('arguments, match', [
-    (dict(interval=0), 'interval and window of at least 1'), (dict(window=0), 'interval and window'),
+    (dict(interval=0), 'interval must be a whole number of at least 1'),
+    (dict(window=0), 'window must be a whole number of at least 1'),
     (dict(momentum=0), r'in \(0, 1\]'), (dict(fraction=2), r'in \(0, 1\]')])
 def test_numbers_out_of_range(arguments, match):
     with pytest.raises(ValueError, match=match):

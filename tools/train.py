@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from wsbcn_mmseg import apply_bcn_ws
+from wsbcn_mmseg.conversion import ConversionError
 from wsbcn_mmseg.runtime.checkpoint import safe_loading
 from wsbcn_mmseg.runtime.checks import check_batch, check_checkpoint, check_data, check_gpus, num_classes
 from wsbcn_mmseg.runtime.errors import UsageError
@@ -94,7 +95,11 @@ def main() -> None:
     if args.check:
         return
     with processes(cfg), safe_loading():
-        Runner.from_cfg(cfg).train()
+        try:
+            runner = Runner.from_cfg(cfg)
+        except ConversionError as error:
+            sys.exit(f'train.py: {error}')
+        runner.train()
 
 
 if __name__ == '__main__':

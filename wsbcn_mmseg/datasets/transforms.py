@@ -37,8 +37,11 @@ class RandomLogScale(Resize):
     """
 
     def __init__(self, scale_range=(0.5, 2.0), interpolation='lanczos', backend='pillow'):
-        low, high = scale_range
-        if not 0 < low <= high:
+        try:
+            low, high = map(float, scale_range)
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not 0 < low <= high < math.inf:
             raise ValueError(f'scale_range must be (smallest, largest) with 0 < smallest <= largest, got {scale_range}')
         super().__init__(scale_factor=(low, high), interpolation=interpolation, backend=backend)
         self.scale_range = (low, high)

@@ -6,6 +6,7 @@ from mmengine.registry import HOOKS
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.conversion.calibrate import calibrate
+from wsbcn_mmseg.ops.arguments import check_integer
 
 
 @HOOKS.register_module()
@@ -18,9 +19,7 @@ class CalibrateHook(Hook):
     """
 
     def __init__(self, num_images: int = 10):
-        if num_images < 1:
-            raise ValueError(f'num_images must be at least 1, got {num_images}')
-        self.num_images = num_images
+        self.num_images = check_integer('num_images', num_images, 1)
 
     def before_train(self, runner) -> None:
         if runner.iter > 0:

@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from wsbcn_mmseg.diagnostics.singularities import distance_to_batch_norm, eliminated, stat_diff, under_represented
 from wsbcn_mmseg.diagnostics.smoothness import gradient_shares
 from wsbcn_mmseg.layers import ConvWS, ConvWS1d, ConvWS3d
+from wsbcn_mmseg.ops.arguments import check_flag, check_integer, check_number
 from wsbcn_mmseg.ops.estimates import recomputing
 
 from .norm_samples import WatchedNorm
@@ -62,8 +63,11 @@ class NormStatisticsHook(Hook):
 
     def __init__(self, interval: int = 50, window: int = 20, momentum: float = .1, fraction: float = .1,
                  gradients: bool = False, histograms: str | None = None, first: bool = False):
-        if interval < 1 or window < 1:
-            raise ValueError(f'expected interval and window of at least 1, got {interval} and {window}')
+        check_integer('interval', interval, 1)
+        check_integer('window', window, 1)
+        check_flag('gradients', gradients)
+        check_number('momentum', momentum)
+        check_number('fraction', fraction)
         if not 0 < momentum <= 1 or not 0 < fraction <= 1:
             raise ValueError(f'expected momentum and fraction in (0, 1], got {momentum} and {fraction}')
         self.interval, self.window, self.momentum, self.fraction = interval, window, momentum, fraction

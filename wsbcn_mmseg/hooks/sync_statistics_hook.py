@@ -7,6 +7,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wsbcn_mmseg.ops.arguments import check_integer
+
 
 @HOOKS.register_module()
 class SyncNormStatisticsHook(Hook):
@@ -27,7 +29,7 @@ class SyncNormStatisticsHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = -1):
-        self.interval = interval
+        self.interval = check_integer('interval', interval, 1) if interval != -1 else -1
         self._averaged = False
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:

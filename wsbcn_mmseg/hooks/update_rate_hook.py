@@ -5,6 +5,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 
 from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.ops.arguments import check_integer, check_number
 
 
 @HOOKS.register_module()
@@ -17,13 +18,14 @@ class BCNUpdateRateHook(Hook):
     estimates move at every forward, also under gradient accumulation. No device synchronisation.
 
     Every ``interval`` iterations it also reports the layers whose estimates skipped an update since the last report
-    because their input was not finite.
+    because their input was not finite, and those whose estimates are not finite themselves.
 
     Args:
         factor: Defaults to 1.0.
         min_rate, max_rate: Defaults to 0.0 and 1.0. With optimizers of small learning rates (AdamW at 1e-4) the
             estimates would hardly move; give a ``factor`` or a ``min_rate`` there.
-        interval: Iterations between reports of non-finite inputs, one device synchronisation each. Defaults to 50.
+        interval: Iterations between reports of inputs and estimates that are not finite, one device synchronization
+            each. Defaults to 50.
 
     Examples:
         >>> custom_hooks = [dict(type='BCNUpdateRateHook')]
@@ -31,10 +33,13 @@ class BCNUpdateRateHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, factor: float = 1.0, min_rate: float = 0.0, max_rate: float = 1.0, interval: int = 50):
+        for name, value in dict(factor=factor, min_rate=min_rate, max_rate=max_rate).items():
+            check_number(name, value)
         if not 0 <= min_rate <= max_rate <= 1:
             raise ValueError(f'expected 0 <= min_rate <= max_rate <= 1, got {min_rate} and {max_rate}')
-        if factor < 0 or interval < 1:
-            raise ValueError(f'expected factor >= 0 and interval >= 1, got {factor} and {interval}')
+        if factor < 0:
+            raise ValueError(f'expected factor >= 0, got {factor}')
+        check_integer('interval', interval, 1)
         self.factor, self.min_rate, self.max_rate, self.interval = factor, min_rate, max_rate, interval
 
     def before_train(self, runner) -> None:
@@ -74,7 +79,15 @@ class BCNUpdateRateHook(Hook):
             if count:
                 runner.logger.warning(f'{name}: the input was not finite in {count} of the last forward passes; '
                                       'its estimates kept their values there')
+        for name, finite in zip(self._layers, self._finite_estimates(), strict=True):
+            if not finite:
+                runner.logger.warning(f'{name}: its running estimates are not finite and stay so; the checkpoint that '
+                                      'training started from may be damaged')
         self._reported = skipped
+
+    def _finite_estimates(self) -> list[bool]:
+        sums = [(layer.bn.running_mean + layer.bn.running_var).sum() for layer in self._layers.values()]
+        return torch.stack(sums).isfinite().tolist() if sums else []
 
     def _skipped(self) -> list[torch.Tensor]:
         return [layer.skipped_updates.clone() for layer in self._layers.values()]

@@ -7,6 +7,8 @@ The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; i
 import torch
 from torch import Tensor, nn
 
+from wsbcn_mmseg.ops.arguments import check_eps, check_integer
+
 from .bcn import default_num_groups
 from .conv_ws import WeightStandardized
 from .reparametrized_conv import ReparametrizedConv
@@ -105,4 +107,6 @@ class GNByWidth(nn.GroupNorm):
     _abbr_ = 'gn'
 
     def __init__(self, num_features: int, min_channels_per_group: int = 4, eps: float = 1e-5):
-        super().__init__(default_num_groups(num_features, min_channels_per_group), num_features, eps)
+        check_integer('num_features', num_features, 1)
+        check_integer('min_channels_per_group', min_channels_per_group, 1)
+        super().__init__(default_num_groups(num_features, min_channels_per_group), num_features, check_eps(eps))

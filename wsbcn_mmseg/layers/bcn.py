@@ -23,6 +23,8 @@ def default_num_groups(num_features: int, min_channels_per_group: int = 2) -> in
 
     32 for 64 channels and more, as in the paper; ``min_channels_per_group=4`` is the paper's rule on CIFAR.
     """
+    check_integer('num_features', num_features, 1)
+    check_integer('min_channels_per_group', min_channels_per_group, 1)
     limit = min(MAX_GROUPS, max(1, num_features // min_channels_per_group))
     return next(groups for groups in range(limit, 0, -1) if num_features % groups == 0)
 
@@ -81,7 +83,6 @@ class BCN(nn.GroupNorm):
                  update_rate: float = DEFAULT_UPDATE_RATE, momentum: float | None = 0.1, sync: bool = False,
                  min_channels_per_group: int = 2, device=None, dtype=None):
         check_integer('num_features', num_features, 1)
-        check_integer('min_channels_per_group', min_channels_per_group, 1)
         if num_groups is None:
             num_groups = default_num_groups(num_features, min_channels_per_group)
         if num_features % check_integer('num_groups', num_groups, 1):

@@ -6,6 +6,8 @@ of a residual block.
 import torch
 from torch import Tensor, nn
 
+from wsbcn_mmseg.ops.arguments import check_eps, check_flag, check_integer
+
 from .bcn import default_num_groups
 
 
@@ -21,7 +23,8 @@ class NormAct(nn.Module):
 
     def __init__(self, num_features: int, eps: float, apply_act: bool = True):
         super().__init__()
-        self.num_features, self.eps, self.apply_act = num_features, eps, apply_act
+        self.num_features = check_integer('num_features', num_features, 1)
+        self.eps, self.apply_act = check_eps(eps), check_flag('apply_act', apply_act)
         self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
 
     def _affine(self, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """Convolutions whose kernel is a function of their weight: the base of Weight Standardization, WN and CWN."""
+import re
 import sys
 
 import torch
@@ -11,7 +12,7 @@ from .tracing import is_symbolic, leaf_call
 
 _CANNOT_FUSE = ('a norm cannot be fused into this {}: its kernel is computed from the weight at every forward pass, '
                 'which would undo the scale; use wsbcn_mmseg.fold(model), which folds both into plain convolutions')
-_FUSING_FUNCTIONS = ('fuse', 'fusion', 'merge_bn', 'absorb')  # parts of the names of functions that fuse a norm
+_FUSES = re.compile(r'(?<![a-z])(fuse|fusion|absorb|(merge|fold)_?(bn|batch|norm))', re.I)  # in a function's name
 
 
 def _is_rescaled(weight: Tensor | None, old: Tensor | None) -> bool:
@@ -24,14 +25,13 @@ def _is_rescaled(weight: Tensor | None, old: Tensor | None) -> bool:
     return close and not torch.equal(new, old)
 
 
-def _called_by_fusion() -> bool:
-    """Whether a function that fuses norms into convolutions, going by its name, is among the callers."""
+def _assigned_by_fusion() -> bool:
+    """Whether the function that assigns a parameter fuses norms into convolutions, going by its name."""
     frame = sys._getframe(1)
-    while frame is not None:
-        if any(part in frame.f_code.co_name for part in _FUSING_FUNCTIONS):
-            return True
+    while frame is not None and frame.f_globals.get('__name__') in (__name__, nn.Module.__module__):
         frame = frame.f_back
-    return False
+    name = frame.f_code.co_name if frame is not None else ''
+    return bool(_FUSES.search(name)) and not name.startswith('test')
 
 
 class ReparametrizedConv:
@@ -74,6 +74,6 @@ class ReparametrizedConv:
         mmcv's ``fuse_conv_bn`` and PyTorch's ``fuse_conv_bn_eval`` rescale ``weight``: right for a plain convolution,
         but the reparametrization would undo it. A rescaled kernel from anywhere else is accepted.
         """
-        if name == 'weight' and _is_rescaled(param, self._parameters.get(name)) and _called_by_fusion():
+        if name == 'weight' and _is_rescaled(param, self._parameters.get(name)) and _assigned_by_fusion():
             raise RuntimeError(_CANNOT_FUSE.format(type(self).__name__))
         super().register_parameter(name, param)

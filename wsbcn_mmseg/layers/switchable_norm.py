@@ -3,6 +3,8 @@ Normalization", ICLR 2019), which Table 8 of the paper compares with."""
 import torch
 from torch import Tensor, nn
 
+from wsbcn_mmseg.ops.arguments import check_eps, check_flag, check_integer, check_number
+
 
 class SwitchableNorm(nn.Module):
     r"""Normalizes by a learned mixture of instance, layer and batch statistics.
@@ -29,7 +31,9 @@ class SwitchableNorm(nn.Module):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, batch_statistics: bool = True):
         super().__init__()
-        self.num_features, self.eps, self.batch_statistics = num_features, eps, batch_statistics
+        self.num_features = check_integer('num_features', num_features, 1)
+        self.eps, self.batch_statistics = check_eps(eps), check_flag('batch_statistics', batch_statistics)
+        check_number('momentum', momentum, 0, 1)
         self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
         kinds = 3 if batch_statistics else 2
         self.mean_weight, self.var_weight = nn.Parameter(torch.ones(kinds)), nn.Parameter(torch.ones(kinds))
