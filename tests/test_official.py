@@ -182,6 +182,8 @@ def test_gn_networks_train_on_as_the_authors_with_their_kernels_kept():
     for output in outputs:
         output.square().sum().backward()
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    with pytest.raises(TypeError):
+        ConvWSStdEps(4, 6, 3, center=False)
 
     network = published('classification', 'GN', True, depth=50)
     weights = {name: value.clone() for name, value in network.state_dict().items()}

@@ -1,8 +1,9 @@
 """Pictures of runs, from logs as MMEngine writes them."""
 import json
+import runpy
 
 import pytest
-from conftest import run_tool
+from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -47,9 +48,17 @@ def test_several_runs_in_one_picture(tmp_path, monkeypatch):
         plot_runs([runs[0], segmentor], tmp_path / 'runs.png')
 
 
-def test_runs_are_drawn_by_command(tmp_path):
+def test_runs_are_drawn_by_command(tmp_path, monkeypatch, capsys):
     runs = [write_log(tmp_path / name, epochs_of([60, 70], [(40, 50), (60, 70)])) for name in ('gn', 'gn_ws')]
-    run_tool('plot_run.py', *runs)
+
+    def run(*arguments):
+        monkeypatch.setattr('sys.argv', ['plot_run.py', *map(str, arguments)])
+        runpy.run_path(str(ROOT / 'tools' / 'plot_run.py'), run_name='__main__')
+
+    run(*runs)
     assert Image.open(tmp_path / 'runs.png').width > 500
-    result = run_tool('plot_run.py', *runs, '--predictions', tmp_path, check=False)
-    assert result.returncode == 2 and 'belong to one run' in result.stderr
+    run(runs[0], '--out', tmp_path / 'one.png')
+    assert Image.open(tmp_path / 'one.png').width > 500
+    with pytest.raises(SystemExit):
+        run(*runs, '--predictions', tmp_path)
+    assert 'belong to one run' in capsys.readouterr().err

@@ -73,15 +73,24 @@ class ConvWSStdEps(WeightStandardized, nn.Conv2d):
     maskrcnn-benchmark). For fine-tuning their checkpoints step by step as they did, with kernels that
     ``tools/convert_official_checkpoint.py --keep-kernels`` leaves as they are. Arguments, input and output shapes of
     :class:`torch.nn.Conv2d`.
+
+    Args:
+        eps (float): Added to the deviation; above 0. Defaults to 1e-5.
     """
 
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+                 padding_mode='zeros', device=None, dtype=None, eps: float = 1e-5):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         device, dtype, eps)
+
     def effective_weight(self) -> Tensor:
+        """The kernel that convolves, shape of ``weight``: mean 0, variance 1 per output channel."""
         rows = self.weight.flatten(1)
         std, mean = torch.std_mean(rows, dim=1, keepdim=True)
         return ((rows - mean) / (std + self.eps)).view_as(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ReparametrizedConv.forward(self, x)
+        return ReparametrizedConv.forward(self, x)  # WeightStandardized's is fast, for Eq. 7
 
 
 class GNByWidth(nn.GroupNorm):
