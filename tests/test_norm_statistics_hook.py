@@ -18,7 +18,7 @@ from wsbcn_mmseg.hooks import BCNUpdateRateHook, NormStatisticsHook
 from wsbcn_mmseg.hooks.norm_samples import merge
 from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 from wsbcn_mmseg.layers import BCN, ConvWS
-from wsbcn_mmseg.visualization import read_scalars
+from wsbcn_mmseg.runtime.records import read_scalars
 
 LAYERS = ['backbone.1', 'head.1', 'head.2']
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
-from wsbcn_mmseg.visualization import plot_runs
+from wsbcn_mmseg.plotting import plot_runs
 
 
 def write_log(work_dir, lines):

@@ -16,7 +16,7 @@ from wsbcn_mmseg.experiments.command import comparison_parser, report_failures
 from wsbcn_mmseg.experiments.comparison import Comparison, Training, train_all
 from wsbcn_mmseg.experiments.efficientnet_lite import missing_packages, prepare_weights
 from wsbcn_mmseg.experiments.selection import best_settings, selection_table
-from wsbcn_mmseg.visualization import write_csv
+from wsbcn_mmseg.runtime.records import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {'frozen BN': ('frozen_bn', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1), 'BN': ('bn', 1),

@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 
-from wsbcn_mmseg.visualization import plot_curves, plot_predictions, plot_runs  # noqa: E402
+from wsbcn_mmseg.plotting import plot_curves, plot_predictions, plot_runs  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from wsbcn_mmseg.layers import BCN
-from wsbcn_mmseg.visualization import COLOURS
+from wsbcn_mmseg.plotting import COLORS
 
 from .measuring import (
     WARM_UP,
@@ -191,7 +191,7 @@ def _draw_ratios(axes: Axes, rows: list[Row], names: list[tuple[str, str]]) -> N
         ratios = {shapes.index(row['shape']): row['vs_group_norm'] for row in rows if _name(row) == name}
         left = [shape + width * (index + 0.5) - 0.5 for shape in ratios]
         bars = axes.bar(left, [ratio - 1 for ratio in ratios.values()], width, bottom=1, align='edge',
-                        color=COLOURS[index], label=' '.join(name))
+                        color=COLORS[index], label=' '.join(name))
         axes.bar_label(bars, [f'{ratio:.1f}' for ratio in ratios.values()], fontsize=7, padding=1)
     sizes = [shape.split('x')[1:] for shape in shapes]
     axes.set_xticks(range(len(shapes)), [f'{channels}\n{height} × {width}' for channels, height, width in sizes])

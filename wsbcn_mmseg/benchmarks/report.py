@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 import wsbcn_mmseg
-from wsbcn_mmseg.visualization import write_csv
+from wsbcn_mmseg.runtime.records import write_csv
 
 from . import deployment, layers, networks, watching
 from .measuring import Options, Row

@@ -1,7 +1,7 @@
 """Networks rewritten: which convolution feeds which norm, and what is done with that knowledge."""
-from .convert import ConversionError, convert_model, plan_conversion
+from .convert import convert_model, plan_conversion
 from .fold import fold
-from .report import ConversionReport
+from .report import ConversionError, ConversionReport
 
 __all__ = ['ConversionError', 'ConversionReport', 'convert_model', 'fold', 'plan_conversion']
 

@@ -1,10 +1,9 @@
 """Any PyTorch network with other norms and with Weight Standardization, in place."""
 import math
 from collections.abc import Iterable
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.bcn import default_num_groups
@@ -13,18 +12,15 @@ from wsbcn_mmseg.layers.conv_ws import WeightStandardized
 from .copying import copy_network
 from .dataflow import Dataflow
 from .norm_families import build_norm, channels_of, find_norm
+from .proof import check_result, relative_change
 from .replacement import Snapshot, release, replace_norm, standardize
-from .report import ConversionReport, count, quoted
+from .report import ConversionError, ConversionReport, count, quoted
 from .selection import ASKED_FOR, THEIR_NORM_IS_KEPT, Selection, is_lazy
-from .trial_run import TrialRun, first_line
+from .trial_run import TrialRun
 
 MIN_VALUES = 16  # of a group of one image, for statistics that say something
 PAPER_VALUES = 8  # the fewest in the paper's networks: 256 channels in 32 groups after global pooling (DeepLabV3)
 PRESERVING_WIDTH = 16  # channels per group at least, by which pretrained networks keep more of their function
-
-
-class ConversionError(ValueError):
-    """A network cannot be converted as asked; it is as it was before."""
 
 
 def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None = 'BCN', ws: bool = True, *,
@@ -160,10 +156,12 @@ class Conversion:
         try:
             self._convert(flow)
             if trial is not None:
-                self._check_result(trial, before)
+                check_result(trial, self.selection, before)
         except Exception:
             self.snapshot.restore()
             raise
+        if self.preserve and trial is not None:
+            self.report.output_change = relative_change(before, trial.outputs)
         return self.report
 
     def _first_run(self, example_inputs) -> tuple[TrialRun | None, Dataflow]:
@@ -270,8 +268,6 @@ class Conversion:
         by_kind = next((dim for kind, dim in kinds.items() if isinstance(norm, kind)), None)
         return by_kind or next((conv.weight.dim() for conv in self.selection.convs), 4)
 
-    # Checking
-
     def _check_that_something_is_converted(self) -> None:
         wanted = [module for module in self.model.modules()
                   if type(module) is self.norm_class or isinstance(module, WeightStandardized)]
@@ -281,66 +277,3 @@ class Conversion:
             return
         raise ConversionError(f'{type(self.model).__name__} has nothing to convert: '
                               f'{"; ".join(reasons) or "no norm and no convolution"}')
-
-    def _check_result(self, trial: TrialRun, before: list[Tensor]) -> None:
-        """The converted network runs as the old one did, layer by layer, and gives finite numbers."""
-        convs, norms = self.selection.convs, self.selection.norms
-        expected = Dataflow()
-        for attempt in trial.repeated():
-            expected.merge(attempt.seen)
-        watch = _LayerWatch({self.selection.name(layer): layer for layer in (*convs, *norms)})
-        try:
-            with watch:
-                seen = trial.again(convs, norms)
-        except Exception as error:
-            raise ConversionError('the converted network does not run, nothing was converted: '
-                                  f'{quoted(watch.running())} raised {first_line(error)}') from error
-        for layer, calls in expected.calls.items():
-            if seen.calls.get(layer) != calls:
-                raise ConversionError(f'{quoted(self.selection.name(layer))} ran {count(calls, "time")} before the '
-                                      f'conversion and {count(seen.calls.get(layer, 0), "time")} after; nothing was '
-                                      'converted, exclude it')
-        if all(output.isfinite().all() for output in before) and not all(
-                output.isfinite().all() for output in trial.outputs):
-            raise ConversionError('the output of the converted network is not finite, nothing was converted; the first '
-                                  f'such output is that of {quoted(watch.not_finite or "")}')
-        if self.preserve:
-            self.report.output_change = _relative_change(before, trial.outputs)
-
-
-class _LayerWatch:
-    """Which layers are running, and the first whose output is not finite."""
-
-    def __init__(self, layers: dict[str, nn.Module]):
-        self.layers, self.not_finite = layers, None
-        self._inside: list[str] = []
-
-    def running(self) -> str:
-        """The innermost layer that began and did not end."""
-        return self._inside[-1] if self._inside else ''
-
-    def __enter__(self):
-        self._handles = []
-        for name, layer in self.layers.items():
-            self._handles += [layer.register_forward_pre_hook(partial(self._begin, name)),
-                              layer.register_forward_hook(partial(self._end, name))]
-        return self
-
-    def __exit__(self, *_):
-        for handle in self._handles:
-            handle.remove()
-
-    def _begin(self, name: str, *_) -> None:
-        self._inside.append(name)
-
-    def _end(self, name: str, layer: nn.Module, inputs, output) -> None:
-        self._inside.pop()
-        if self.not_finite is None and isinstance(output, Tensor) and not output.isfinite().all():
-            self.not_finite = name
-
-
-def _relative_change(before: list[Tensor], after: list[Tensor]) -> float | None:
-    """Norm of the change divided by the norm, over all output tensors together."""
-    pairs = [(old.double(), new.double()) for old, new in zip(before, after, strict=False) if old.shape == new.shape]
-    size = sum(float(old.square().sum()) for old, _ in pairs)
-    return (sum(float((new - old).square().sum()) for old, new in pairs) / size)**.5 if size else None

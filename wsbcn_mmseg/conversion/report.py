@@ -1,6 +1,10 @@
-"""What a conversion did, for people and programs."""
+"""What a conversion did, for people and programs, and why it did nothing."""
 from collections import Counter
 from dataclasses import dataclass, field
+
+
+class ConversionError(ValueError):
+    """A network cannot be converted as asked; it is as it was before."""
 
 
 @dataclass

@@ -15,7 +15,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from rich.progress import Progress
 
-from wsbcn_mmseg.visualization import COLOURS, read_jsonl, read_scalars, write_csv
+from wsbcn_mmseg.plotting import COLORS
+from wsbcn_mmseg.runtime.records import read_jsonl, read_scalars, write_csv
 
 from .method import file_name
 
@@ -213,7 +214,7 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
     figure, panels = plt.subplots(1, len(batches), figsize=(3.6 * len(batches), 3.4), sharey=True, squeeze=False,
                                   layout='constrained')
     for axes, batch in zip(panels[0], batches, strict=True):
-        for colour, method in zip(itertools.cycle(COLOURS), order, strict=False):
+        for colour, method in zip(itertools.cycle(COLORS), order, strict=False):
             row = next((row for row in summary if (row['method'], row['batch']) == (method, batch)), None)
             if row and row['mean'] is not None:
                 axes.errorbar(method, row['mean'], row['std_error'], marker='o', capsize=4, color=colour)

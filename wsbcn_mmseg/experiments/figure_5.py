@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from wsbcn_mmseg.datasets import Digits
-from wsbcn_mmseg.visualization import write_csv
+from wsbcn_mmseg.runtime.records import write_csv
 
 from .watched_runs import save
 

@@ -9,7 +9,8 @@ from mmengine.runner import Runner
 from rich.progress import track
 
 from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
-from wsbcn_mmseg.visualization import COLOURS, MARKERS, read_scalars, write_csv
+from wsbcn_mmseg.plotting import COLORS, MARKERS
+from wsbcn_mmseg.runtime.records import read_scalars, write_csv
 
 from .method import Method, methods
 from .watched_runs import draw_gradient_shares, plot_stat_diff, read_norm_statistics, save
@@ -86,7 +87,7 @@ def _curves(work_dir: Path, epochs: int) -> list[dict]:
 
 def _draw_figure_4(curves: dict[str, list[dict]], lines: list[dict]) -> Figure:
     figure, (loss_axes, error_axes, share_axes) = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
-    for color, marker, (name, rows) in zip(COLOURS, MARKERS, curves.items(), strict=False):
+    for color, marker, (name, rows) in zip(COLORS, MARKERS, curves.items(), strict=False):
         style = dict(color=color, marker=marker, markevery=max(1, len(rows) // 8), label=name)
         epochs = [row['epoch'] for row in rows]
         loss_axes.plot(epochs, [row['loss'] for row in rows], **style)

@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
-from wsbcn_mmseg.visualization import COLOURS, MARKERS, read_jsonl
+from wsbcn_mmseg.plotting import COLORS, MARKERS
+from wsbcn_mmseg.runtime.records import read_jsonl
 
 LABELS = {'epoch': 'Epoch', 'iter': 'Iteration'}
 SHARES = {'gradient_eq11': 'removed by Eq. 11 (- mean)', 'gradient_eq12': 'removed by Eq. 12 (/ deviation)',
@@ -56,7 +57,7 @@ def plot_stat_diff(runs: dict[str, list[dict]]) -> Figure:
     """
     figure, axes = plt.subplots(figsize=(6.4, 4), layout='constrained')
     axis = _axis([line for lines in runs.values() for line in lines])
-    styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), runs.items(), strict=False)
+    styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), runs.items(), strict=False)
     for colour, marker, (name, lines) in styles:
         times, layers = _series(lines, 'stat_diff', axis)
         means = [statistics.mean(values) for values in layers]
@@ -88,7 +89,7 @@ def draw_gradient_shares(axes: plt.Axes, lines: list[dict]) -> None:
     """:func:`plot_gradient_shares` into given axes."""
     if not any('gradient_left' in layer for line in lines for layer in line['layers'].values()):
         raise ValueError('the run has no gradient shares; train with NormStatisticsHook(gradients=True) and ConvWS')
-    for colour, marker, (key, label) in zip(COLOURS, MARKERS, SHARES.items(), strict=False):
+    for colour, marker, (key, label) in zip(COLORS, MARKERS, SHARES.items(), strict=False):
         times, layers = _series(lines, key, _axis(lines))
         axes.plot(times, [statistics.mean(values) for values in layers], color=colour, marker=marker,
                   markevery=max(1, len(layers) // 8), label=label)
@@ -135,7 +136,7 @@ def plot_histograms(lines: list[dict]) -> Figure:
         data = histogram[place]
         width = (data['high'] - data['low']) / len(data['counts'][0])
         centres = [data['low'] + (i + .5) * width for i in range(len(data['counts'][0]))]
-        for colour, channel, counts in zip(COLOURS, histogram['channels'], data['counts'], strict=False):
+        for colour, channel, counts in zip(COLORS, histogram['channels'], data['counts'], strict=False):
             # After the norm comes ReLU: what lies below 0 is pale
             alphas = [.25 if place == 'after' and centre < 0 else .8 for centre in centres]
             bars = axes.bar(centres, counts, width, color=colour, label=f'channel {channel}')

@@ -1,0 +1,38 @@
+"""What runs write, read back; and tables of measurements."""
+import csv
+import json
+from pathlib import Path
+
+
+def read_scalars(work_dir: str | Path) -> list[dict]:
+    """What a run logged, one dictionary per line, oldest first; resumed runs are joined.
+
+    Raises:
+        FileNotFoundError: If the folder holds no log of a run.
+    """
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise FileNotFoundError(f'{work_dir} holds no */vis_data/scalars.json of a training run')
+    return [line for file in files for line in read_jsonl(file)]
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The objects in a file of one JSON object per line, without lines that a killed run left unfinished."""
+    return [line for text in Path(path).read_text().splitlines() if (line := _parsed(text)) is not None]
+
+
+def _parsed(text: str) -> dict | None:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def write_csv(rows: list[dict], out: str | Path) -> Path:
+    """Write rows of equal keys, numbers with five digits; returns ``out``."""
+    with Path(out).open('w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows({key: f'{value:.5g}' if isinstance(value, float) else value for key, value in row.items()}
+                         for row in rows)
+    return Path(out)
