@@ -4,10 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_tool
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
+from wsbcn_mmseg import load_segmentor
 from wsbcn_mmseg.datasets import CamVidDataset
+from wsbcn_mmseg.experiments.predictions import draw_predictions
 
 COUNTS = dict(train=9, val=2, test=3)
 
@@ -93,6 +99,18 @@ def test_the_comparison_by_command(camvid, tmp_path):
     run_tool('run_camvid.py', *arguments[:-1], other, '--reuse', tmp_path / 'camvid' / 'results.jsonl')
     assert (other / 'other.csv').read_text() == (tmp_path / 'camvid' / 'camvid.csv').read_text()
     assert not (other / 'results.jsonl').read_text()
+
+
+def test_a_picture_of_predictions(camvid, root, tmp_path, monkeypatch):
+    monkeypatch.setenv('CAMVID_ROOT', str(camvid))
+    config = root / 'configs' / 'camvid' / 'deeplabv3_r18_bcn_ws_camvid.py'
+    cfg = Config.fromfile(config)
+    init_default_scope('mmseg')
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'weights.pth')
+    model = load_segmentor(config, tmp_path / 'weights.pth')
+    out = draw_predictions(model, DATASETS.build(cfg.test_dataloader.dataset), tmp_path / 'a' / 'picture.png', count=2)
+    picture = np.asarray(Image.open(out).convert('RGB')).reshape(-1, 3)
+    assert all((picture == color).all(1).sum() > 500 for color in CamVidDataset.METAINFO['palette'])  # of the labels
 
 
 def test_the_comparison_says_what_is_missing(tmp_path):

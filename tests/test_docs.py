@@ -5,13 +5,13 @@ import pytest
 import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from wsbcn_mmseg.layers import BCN, ConvWS
 
 PAGE = (ROOT / 'docs' / 'use_in_your_project.md').read_text()
-SNIPPET, ON_TOP, SCRIPT, CALL, *_ = re.findall(r'```python\n(.*?)```', PAGE, re.S)
+SNIPPET, ON_TOP, SCRIPT, CALL, FINE_TUNING, CALIBRATION = re.findall(r'```python\n(.*?)```', PAGE, re.S)
 ORDINARY = SNIPPET.replace("custom_imports = dict(imports=['wsbcn_mmseg'])\n", '').replace("'BCN'", "'BN'").replace(
     "dict(type='ConvWS')", 'None').replace(SNIPPET[SNIPPET.index('custom_hooks'):], 'custom_hooks = []\n')
 
@@ -54,6 +54,26 @@ def test_call(capsys):
     assert 'Converted 1 norm and 1 convolution.' in capsys.readouterr().out
     assert isinstance(names['model'][1], BCN) and names['model'][1].update_rate == 0.01
     assert type(names['model'][3]) is nn.Conv2d and torch.is_tensor(names['model'](torch.randn(1, 3, 8, 8)))
+
+
+def test_calibration_in_a_script():
+    names = {}
+    exec(CALL + CALIBRATION, names)
+    layer = names['model'][1]
+    assert isinstance(layer, BCN)
+    assert not torch.allclose(layer.weight, torch.ones(()))  # what preserve=True alone would give here
+
+
+def test_the_settings_for_fine_tuning():
+    cfg = Config.fromstring(FINE_TUNING, '.py')
+    init_default_scope('mmseg')
+    hooks = [HOOKS.build(hook) for hook in cfg.custom_hooks]
+    assert [type(hook).__name__ for hook in hooks] == ['CalibrateHook', 'BCNUpdateRateHook', 'NormEvalHook']
+    ordinary = Config.fromstring(SNIPPET, '.py').model
+    ordinary.backbone.update(norm_cfg=dict(type='BN'), conv_cfg=None)
+    model = MODELS.build(cfg.model | {name: part for name, part in ordinary.items() if name != 'type'})
+    assert all(module.num_groups == max(1, module.num_channels // 64) for module in model.backbone.modules()
+               if isinstance(module, BCN))
 
 
 def test_commands_are_those_of_the_tools():

@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Draw test images of CamVid with their labels and the predictions of a trained network.
+
+CAMVID_ROOT in the environment is the CamVid folder, as for training.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from mmseg.registry import DATASETS
+
+from wsbcn_mmseg import load_segmentor
+from wsbcn_mmseg.engine.launch import UsageError
+from wsbcn_mmseg.experiments.predictions import draw_predictions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', help='of the training')
+    parser.add_argument('checkpoint', help='what it saved')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/camvid_predictions.png'), help='picture to write')
+    parser.add_argument('--count', type=int, default=4, help='images to show')
+    args = parser.parse_args()
+    try:
+        model = load_segmentor(args.config, args.checkpoint)
+        dataset = DATASETS.build(Config.fromfile(args.config).test_dataloader.dataset)
+    except (UsageError, FileNotFoundError) as error:
+        sys.exit(f'plot_camvid.py: {error}')
+    print(f'Wrote {draw_predictions(model, dataset, args.out, args.count)}')
+
+
+if __name__ == '__main__':
+    main()
