@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS
 
 from wsbcn_mmseg import load_segmentor
-from wsbcn_mmseg.engine.launch import UsageError
 from wsbcn_mmseg.experiments.predictions import draw_predictions
+from wsbcn_mmseg.runtime.errors import UsageError
 
 
 def main() -> None:

@@ -211,7 +211,8 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
         out: Picture to write; the suffix says the format.
     """
     batches = sorted({row['batch'] for row in summary}, reverse=True)
-    figure, panels = plt.subplots(1, len(batches), figsize=(3.6 * len(batches), 3.4), sharey=True, squeeze=False,
+    width = max(3.6, 0.6 * len(order))  # labels lie beside each other
+    figure, panels = plt.subplots(1, len(batches), figsize=(width * len(batches), 3.8), sharey=True, squeeze=False,
                                   layout='constrained')
     for axes, batch in zip(panels[0], batches, strict=True):
         for colour, method in zip(itertools.cycle(COLORS), order, strict=False):
@@ -223,7 +224,7 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
             else:
                 axes.plot(method, [float('nan')])
         axes.set_title(f'{batch} images per update' if batch > 1 else '1 image per update')
-        axes.tick_params(axis='x', rotation=30)
+        plt.setp(axes.get_xticklabels(), rotation=30, ha='right', rotation_mode='anchor')
         axes.margins(x=.15, y=.12)
         axes.grid(axis='y', alpha=.3)
     panels[0][0].set_ylabel(label)
