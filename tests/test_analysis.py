@@ -89,8 +89,8 @@ def test_hessian_norms_against_the_full_hessian():
         return F.mse_loss(torch.tanh(norm(F.conv2d(x, kernel))), target)
 
     before, after, bound = hessian_norms(loss, weight, channel=1)
-    centred = weight - weight.mean((1, 2, 3), keepdim=True)
-    block = torch.autograd.functional.hessian(loss, centred)[1, :, :, :, 1].reshape(8, 8)
+    centered = weight - weight.mean((1, 2, 3), keepdim=True)
+    block = torch.autograd.functional.hessian(loss, centered)[1, :, :, :, 1].reshape(8, 8)
     rows, columns = block.mean(1, keepdim=True), block.mean(0, keepdim=True)
     centred_block = block - rows - columns + block.mean()  # Eq. 22
     torch.testing.assert_close(before, block.square().sum())

@@ -37,8 +37,8 @@ def test_cwn_is_centred_and_has_the_length_of_its_gain():
     kernel = conv.effective_weight().flatten(1)
     torch.testing.assert_close(kernel.mean(1), torch.zeros(6, dtype=torch.float64))
     torch.testing.assert_close(kernel.norm(dim=1), conv.gain)
-    centred = conv.weight.flatten(1) - conv.weight.flatten(1).mean(1, keepdim=True)
-    torch.testing.assert_close(F.cosine_similarity(kernel, centred), torch.ones(6, dtype=torch.float64))
+    centered = conv.weight.flatten(1) - conv.weight.flatten(1).mean(1, keepdim=True)
+    torch.testing.assert_close(F.cosine_similarity(kernel, centered), torch.ones(6, dtype=torch.float64))
 
 
 @pytest.mark.parametrize('cls', [ConvWN, ConvCWN])
@@ -71,11 +71,11 @@ def test_the_two_halves_of_ws():
     """Table 4: Eq. 11 alone subtracts the mean, Eq. 12 alone divides by the deviation; one after the other is WS."""
     weight = torch.randn(5, 3, 3, 3, dtype=torch.float64) + .5
     flat = weight.flatten(1)
-    centred = standardize_weight(weight, scale=False)
-    torch.testing.assert_close(centred.flatten(1), flat - flat.mean(1, keepdim=True))
+    centered = standardize_weight(weight, scale=False)
+    torch.testing.assert_close(centered.flatten(1), flat - flat.mean(1, keepdim=True))
     scaled = standardize_weight(weight, center=False)
     torch.testing.assert_close(scaled.flatten(1), flat / (flat.var(1, correction=0, keepdim=True) + 1e-5).sqrt())
-    torch.testing.assert_close(standardize_weight(centred, center=False), standardize_weight(weight))
+    torch.testing.assert_close(standardize_weight(centered, center=False), standardize_weight(weight))
 
 
 @pytest.mark.parametrize('parts', [dict(scale=False), dict(center=False)])

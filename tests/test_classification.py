@@ -117,7 +117,7 @@ def authors_image(image: Image.Image, box: tuple, size: tuple) -> np.ndarray:
 @pytest.mark.parametrize('mode, size', [('RGB', (640, 481)), ('L', (300, 257)), ('CMYK', (400, 515))])
 def test_images_are_read_and_resized_as_the_authors_did(mode, size, tmp_path):
     """Scale(256), CenterCrop(224) and RandomSizedCrop(224) of torchvision on PIL's images, bit by bit. OpenCV, without
-    antialiasing, is grey levels away."""
+    antialiasing, is gray levels away."""
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], len(mode)), dtype=np.uint8).squeeze()
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side: viewers turn it, the authors' loader did not

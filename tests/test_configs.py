@@ -141,7 +141,7 @@ def test_loss_counts_labelled_pixels_only(row, load):
 
 
 def test_training_images(load, mini_voc):
-    """Log-uniform scales of the image's own size, crop 513, flips, zeros and 255 padded after normalisation."""
+    """Log-uniform scales of the image's own size, crop 513, flips, zeros and 255 padded after normalization."""
     cfg = load('bcn_ws')
     assert [step['type'] for step in cfg.train_pipeline] == [
         'LoadImageFromFile', 'LoadAnnotations', 'RandomLogScale', 'RandomCrop', 'RandomFlip', 'PackSegInputs']
@@ -196,8 +196,8 @@ def test_prediction_is_cropped_back(load):
     sample.gt_sem_seg = PixelData(data=torch.zeros(1, 40, 30, dtype=torch.long))
     image = torch.randint(0, 255, (3, 40, 30), dtype=torch.uint8)
     prediction = model.test_step(dict(inputs=[image], data_samples=[sample]))[0]
-    normalised = model.data_preprocessor(dict(inputs=[image], data_samples=[copy.deepcopy(sample)]), False)['inputs']
-    logits = F.interpolate(model.decode_head(model.backbone(normalised)), (513, 513), mode='bilinear',
+    normalized = model.data_preprocessor(dict(inputs=[image], data_samples=[copy.deepcopy(sample)]), False)['inputs']
+    logits = F.interpolate(model.decode_head(model.backbone(normalized)), (513, 513), mode='bilinear',
                            align_corners=True)
     assert torch.equal(prediction.pred_sem_seg.data[0], logits[0].argmax(0)[:40, :30])
 

@@ -248,7 +248,7 @@ def test_adaptive_convolution():
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(other(x), nn.functional.conv2d(x, conv.weight))
     assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(conv, {'weight': w}, x), (x, conv.weight))
-    assert nn.Conv2d in AdaptiveConvWS.__bases__  # which MMEngine's initialisation looks at
+    assert nn.Conv2d in AdaptiveConvWS.__bases__  # which MMEngine's initialization looks at
     assert {'kernel_mean', 'kernel_scale'} <= set(conv.state_dict())
     fresh, plain = AdaptiveConvWS(3, 4, 3).double(), ConvWS(3, 4, 3).double()
     fresh.load_state_dict(plain.state_dict(), strict=False)

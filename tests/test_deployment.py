@@ -87,16 +87,16 @@ def run(monkeypatch, tool, *arguments) -> None:
 def write_odd_files(folder, image: Image.Image) -> None:
     """One of each kind that users have."""
     folder.mkdir()
-    grey = image.convert('L')
+    gray = image.convert('L')
     image.save(folder / 'plain.png')
-    grey.save(folder / 'grey.png')
-    grey.convert('1').save(folder / 'bits.png')
+    gray.save(folder / 'gray.png')
+    gray.convert('1').save(folder / 'bits.png')
     clear = image.convert('RGBA')
     clear.putalpha(128)
     clear.save(folder / 'alpha.png')
     image.quantize(16).save(folder / 'palette.png', transparency=3)
     image.convert('CMYK').save(folder / 'cmyk.jpg')
-    Image.fromarray(np.asarray(grey, np.uint16) * 257).save(folder / 'deep.png')
+    Image.fromarray(np.asarray(gray, np.uint16) * 257).save(folder / 'deep.png')
     Image.new('RGB', (1, 1)).save(folder / 'dot.png')
     Image.new('RGB', (300, 1)).save(folder / 'line.png')
     image.save(folder / 'moving.gif', save_all=True, append_images=[image.rotate(90)])
@@ -128,10 +128,10 @@ def pictures(tmp_path_factory, mini_voc):
 
 
 def test_odd_files_are_read_as_they_look(pictures):
-    plain, grey = read_image(pictures / 'plain.png'), read_image(pictures / 'grey.png')
+    plain, gray = read_image(pictures / 'plain.png'), read_image(pictures / 'gray.png')
     assert plain.shape == (120, 160, 3) and plain.dtype == np.uint8
-    assert (grey == np.asarray(Image.fromarray(plain).convert('L'))[..., None]).all()
-    assert (read_image(pictures / 'deep.png') == grey).all()
+    assert (gray == np.asarray(Image.fromarray(plain).convert('L'))[..., None]).all()
+    assert (read_image(pictures / 'deep.png') == gray).all()
     turned = read_image(pictures / 'turned.jpg')
     assert turned.shape == (160, 120, 3) and np.abs(turned - np.rot90(plain, -1).astype(float)).mean() < 10
     white = (plain.astype(float) * 128 + 255 * 127) / 255

@@ -200,7 +200,7 @@ def test_state_dict_has_the_published_layout_and_loads_the_authors_shapes():
         layer.load_state_dict(state)
 
 
-# Initialisation
+# Initialization
 
 
 def test_init_cfg_rules_reach_the_layers():
@@ -271,7 +271,7 @@ def test_norm_decay_mult_reaches_all_four_parameters():
 
 @pytest.mark.parametrize('mode', ['micro_batch', 'large_batch'])
 def test_conversion_to_sync_bn(mode):
-    """Algorithm 1 stays in force; large-batch BCN becomes synchronised (which one process cannot tell)."""
+    """Algorithm 1 stays in force; large-batch BCN becomes synchronized (which one process cannot tell)."""
     layer = BCN(8, mode=mode, update_rate=0.2)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(copy.deepcopy(layer)))[0]
     assert type(converted) is BCN and type(converted.bn) is nn.SyncBatchNorm

@@ -250,11 +250,11 @@ def test_statistics_over_ranks():
     try:
         x, tensors = torch.randn(2, 6, 5, 7, device=DEVICE), arguments(6, 3)
         dy = torch.randn_like(x)
-        local, synchronised = (run(batch_channel_norm_triton, x, tensors, MODES['large_batch'], dy, sync=sync)
+        local, synchronized = (run(batch_channel_norm_triton, x, tensors, MODES['large_batch'], dy, sync=sync)
                                for sync in (False, True))
     finally:
         torch.distributed.destroy_process_group()
-    for a, b in zip((*synchronised[:3], *synchronised.gradients), (*local[:3], *local.gradients), strict=True):
+    for a, b in zip((*synchronized[:3], *synchronized.gradients), (*local[:3], *local.gradients), strict=True):
         assert_near(a, b, 2e-6)
 
 

@@ -193,7 +193,7 @@ class TestFromSBD:
         first, second = (voc(root) / 'SegmentationClass' / f'{name}.png' for name in names(root, 'val')[:2])
         first.unlink()
         Image.new('L', Image.open(second).size, 255).save(second)
-        fails(root, f'{first} is missing', f'{second} is corrupt or wrong: no labelled pixel')
+        fails(root, f'{first} is missing', f'{second} is corrupt or wrong: no labeled pixel')
 
     def test_long_lists_of_problems_are_cut(self, root):
         for path in (voc(root) / 'JPEGImages').glob('*'):
@@ -219,7 +219,7 @@ class TestFromSBD:
 class TestFromReadyFolder:
 
     @pytest.fixture
-    def grey(self, root, tmp_path):
+    def gray(self, root, tmp_path):
         """What is commonly handed round: grey-scale PNGs of the augmented set and of VOC val."""
         folder = tmp_path / 'SegmentationClassAug'
         folder.mkdir()
@@ -229,23 +229,23 @@ class TestFromReadyFolder:
             Image.fromarray(load_label(sbd(root) / f'dataset/cls/{name}.mat')).save(folder / f'{name}.png')
         return folder
 
-    def test_gives_the_same_as_sbd(self, root, grey):
+    def test_gives_the_same_as_sbd(self, root, gray):
         prepare(root)
         before = contents(voc(root))
         shutil.rmtree(voc(root) / 'SegmentationClassAug')
-        assert prepare(root, aug_root=grey) == EXPECTED
+        assert prepare(root, aug_root=gray) == EXPECTED
         assert contents(voc(root)) == before
 
-    def test_may_be_in_place(self, root, grey):
-        in_place = Path(shutil.copytree(grey, voc(root) / 'SegmentationClassAug'))
+    def test_may_be_in_place(self, root, gray):
+        in_place = Path(shutil.copytree(gray, voc(root) / 'SegmentationClassAug'))
         assert prepare(root, aug_root=in_place) == 9  # VOC's own have their palette already
         assert prepare(root, aug_root=in_place) == 0
         assert all(Image.open(path).mode == 'P' for path in outputs(root))
 
-    def test_colour_images_are_refused(self, root, grey):
-        path = grey / f'{only_sbd(root)[0]}.png'
+    def test_colour_images_are_refused(self, root, gray):
+        path = gray / f'{only_sbd(root)[0]}.png'
         Image.open(path).convert('RGB').save(path)
-        fails(root, f'{path} is corrupt or wrong: neither a palette nor a grey-scale image', aug_root=grey)
+        fails(root, f'{path} is corrupt or wrong: neither a palette nor a gray-scale image', aug_root=gray)
 
 
 class TestCommands:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Segment images of your own: tools/infer.py CONFIG CHECKPOINT IMAGES... --out DIR.
 
-Writes DIR/labels/NAME.png (class numbers, in VOC's palette), DIR/masks/NAME.png (colours and a legend) and
+Writes DIR/labels/NAME.png (class numbers, in VOC's palette), DIR/masks/NAME.png (colors and a legend) and
 DIR/overlays/NAME.png. A file that cannot be segmented gets a sentence and stops no other.
 """
 import argparse
@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--mode', choices=INFERENCE_MODES,
                         help='whole images or a sliding window (default: as in the config)')
     parser.add_argument('--batch', type=int, default=1, metavar='N', help='images of one size that run together')
-    parser.add_argument('--opacity', type=float, default=0.5, help='of the colours in overlays (default: %(default)s)')
+    parser.add_argument('--opacity', type=float, default=0.5, help='of the colors in overlays (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config')
     return parser.parse_args()

@@ -25,7 +25,7 @@ def main():
         counts = make_mini_voc(args.out, args.train, args.val, args.sbd, args.seed)
     except (ValueError, OSError) as error:
         sys.exit(f'Error: {error}.')
-    print(f'VOC train {counts["train"]}, VOC val {counts["val"]}, labelled by SBD {counts["sbd"]}; augmented training '
+    print(f'VOC train {counts["train"]}, VOC val {counts["val"]}, labeled by SBD {counts["sbd"]}; augmented training '
           f'set {counts["trainaug"]}. Next, run:\n'
           f'  python tools/prepare_voc_aug.py {args.out / "VOCdevkit" / "VOC2012"} '
           f'--sbd {args.out / "benchmark_RELEASE"} --expected {counts["trainaug"]}')

@@ -27,7 +27,7 @@ def main():
     args = parse_args()
     try:
         plan = plan_voc_aug(args.voc_root, args.sbd, args.aug, args.expected)
-        print(f'Preparing {len(plan.train)} training images ({plan.num_voc} labelled by VOC, '
+        print(f'Preparing {len(plan.train)} training images ({plan.num_voc} labeled by VOC, '
               f'{len(plan.train) - plan.num_voc} by {args.sbd or args.aug}) and verifying {len(plan.val)} validation '
               f'images in {args.voc_root}', flush=True)
         written = prepare_voc_aug(plan, max(1, args.workers))

@@ -29,7 +29,7 @@ TOLERANCE = 1e-3  # of the largest logit
 
 
 class Logits(nn.Module):
-    """What is exported: normalised images of shape (N, 3, H, W) in, logits of shape (N, classes, H, W) out."""
+    """What is exported: normalized images of shape (N, 3, H, W) in, logits of shape (N, classes, H, W) out."""
 
     def __init__(self, segmentor: nn.Module):
         super().__init__()
@@ -115,7 +115,7 @@ def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | 
            tolerance: float = TOLERANCE) -> list[Check]:
     """Fold a segmentor, write it to ``out``, and beside it ``out.json`` with all that its users must know.
 
-    The exported network takes normalised images of any number and size and gives logits at their size. It is read back
+    The exported network takes normalized images of any number and size and gives logits at their size. It is read back
     from the file and compared with the original; where they do not agree, nothing is written.
 
     Args:
@@ -250,9 +250,9 @@ def _description(model: nn.Module, form: str, checks: list[Check]) -> dict:
         format=form,
         input=dict(name='image', dtype='float32', shape=['N', 3, 'H', 'W'],
                    channel_order='RGB' if swapped else 'BGR',
-                   normalisation='(pixel - mean) / std, of pixels from 0 to 255', **constants,
+                   normalization='(pixel - mean) / std, of pixels from 0 to 255', **constants,
                    padding=dict(_padding(model), value=preprocessor.pad_val,
-                                where='right and bottom, after normalisation; cut off the output again'),
+                                where='right and bottom, after normalization; cut off the output again'),
                    test_pipeline=[dict(step) for step in preprocess_steps(model.cfg)][1:]),
         output=dict(name='logits', dtype='float32', shape=['N', model.out_channels, 'H', 'W'],
                     labels='argmax over axis 1' if model.out_channels > 1 else f'sigmoid above {head.threshold}',

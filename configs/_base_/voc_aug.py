@@ -11,7 +11,7 @@ data_preprocessor = dict(
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True,
-    size=crop_size,  # padded after normalisation, on the right and at the bottom: images with 0, labels with 255
+    size=crop_size,  # padded after normalization, on the right and at the bottom: images with 0, labels with 255
     pad_val=0,
     seg_pad_val=255,
     test_cfg=dict(size=crop_size))

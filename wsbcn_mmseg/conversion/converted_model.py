@@ -19,7 +19,7 @@ def build_converted_model(conversion: dict, **model) -> nn.Module:
     Args:
         conversion: ``type`` of the model, and ``norm``, ``ws``, ``include``, ``exclude`` as for
             :func:`wsbcn_mmseg.convert_model`. Convolutions that are ConvWS by their config though no norm follows
-            them become plain ones. With ``preserve=True``, ``init_weights()`` initialises the unconverted model as its
+            them become plain ones. With ``preserve=True``, ``init_weights()`` initializes the unconverted model as its
             config says, loads ``checkpoint`` into it if there is one, and takes over what converting it gives.
         model: All else that the model's own config says.
 

@@ -178,7 +178,7 @@ def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def _group_norm(norm: BCN) -> nn.GroupNorm:
-    """The channel normalisation of BCN: one weight per group there, one per channel here."""
+    """The channel normalization of BCN: one weight per group there, one per channel here."""
     plain = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
     for name in ('weight', 'bias'):
         value = getattr(norm, name)

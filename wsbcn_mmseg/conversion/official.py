@@ -98,7 +98,7 @@ def recognize(weights: dict[str, Tensor], ws: bool | None = None, eps: str | Non
                     _generation(task, norm, eps) if ws else None)
 
 
-recognise = recognize
+recognize = recognize
 
 
 def _generation(task: str, norm: str, eps: str | None) -> str:

@@ -1,7 +1,7 @@
 """A small synthetic stand-in for VOC 2012 and SBD, in the layouts of the real releases.
 
-Each of the 20 object classes is a combination of one of ten colours, a texture or none, and one of five shapes, so that
-colour alone does not tell the class. Two to four objects lie on a noisy background. It is there to try the whole
+Each of the 20 object classes is a combination of one of ten colors, a texture or none, and one of five shapes, so that
+color alone does not tell the class. Two to four objects lie on a noisy background. It is there to try the whole
 pipeline in minutes; scores on it say nothing about scores on VOC.
 """
 
@@ -151,7 +151,7 @@ def _smooth_noise(rng, height, width, cell):
 
 
 def _draw_background(rng, height, width):
-    """Two muted colours, one above the other like sky and ground, mixed by noise of several scales."""
+    """Two muted colors, one above the other like sky and ground, mixed by noise of several scales."""
     top, bottom = (rng.uniform(50, 200, (2, 1)) + rng.uniform(-20, 20, (2, 3))).astype(np.float32)
     horizon = np.linspace(-2, 2, height, dtype=np.float32)[:, None] + rng.uniform(-1, 1)
     mix = horizon + sum(_smooth_noise(rng, height, width, cell) for cell in (120, 40, 12))
@@ -184,18 +184,18 @@ def _draw_object(rng, image, instances, number, cls, cell):
     cos, sin = math.cos(angle), math.sin(angle)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
 
-    colour, textured = divmod(cls - 1, 2)
-    texture = 1 + colour % 3 if textured else 0
-    distance = _shape(u, v, (colour + 2 * textured) % 5)
+    color, textured = divmod(cls - 1, 2)
+    texture = 1 + color % 3 if textured else 0
+    distance = _shape(u, v, (color + 2 * textured) % 5)
     alpha = np.clip((1 - distance) * radius + 0.5, 0, 1)[..., None]
     tone = 1 + 0.4 * _texture(u, v, texture, rng.uniform(0, 2 * math.pi)) + 0.12 * (u * rng.uniform(-1, 1) - v)
-    shade = (_COLOURS[colour] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
+    shade = (_COLOURS[color] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
     image[rows, columns] += alpha * (tone[..., None] * shade.astype(np.float32) - image[rows, columns])
     instances[rows, columns][alpha[..., 0] >= 0.5] = number
 
 
 def _shape(u, v, kind):
-    """Distance from the centre in units of the distance of the outline; u, v in [-1, 1] inside."""
+    """Distance from the center in units of the distance of the outline; u, v in [-1, 1] inside."""
     au, av = abs(u), abs(v)
     if kind == 0:
         return np.hypot(u, v)  # disc

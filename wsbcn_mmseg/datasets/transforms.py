@@ -14,7 +14,7 @@ class RandomLogScale(Resize):
 
     The factor applies to the image's own size, so halving is as likely as doubling. (mmcv's ``RandomResize`` draws
     linearly and starts from a given base scale.) Images are resampled with an antialiasing filter, label maps in
-    ``results['seg_fields']`` take the nearest neighbour. Randomness comes from numpy's global generator, which
+    ``results['seg_fields']`` take the nearest neighbor. Randomness comes from numpy's global generator, which
     MMEngine seeds.
 
     Required keys: ``img`` (uint8 with the Pillow backend), label maps named in ``seg_fields`` (optional).

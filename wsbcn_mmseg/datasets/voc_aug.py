@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 def voc_palette():
-    """VOC's colour map as 768 integers for ``PIL.Image.putpalette``; the bits of a label are spread over R, G, B."""
+    """VOC's color map as 768 integers for ``PIL.Image.putpalette``; the bits of a label are spread over R, G, B."""
     labels = np.arange(256)
     palette = np.zeros((256, 3), dtype=int)
     for bit in range(8):
@@ -77,7 +77,7 @@ def load_label(path):
 
     Raises:
         ValueError: If the file decodes but is no label map: wrong type, values other than 0-20 (and 255 in a PNG), or
-            no labelled pixel.
+            no labeled pixel.
         Exception: Whatever the decoder raises for a missing or corrupt file.
     """
     if path.suffix == '.mat':
@@ -95,7 +95,7 @@ def load_label(path):
     if not valid.all():
         raise ValueError(f'label values {np.unique(label[~valid])[:5].tolist()} are not allowed')
     if (label == VOID).all():
-        raise ValueError('no labelled pixel')
+        raise ValueError('no labeled pixel')
     return label
 
 

@@ -61,7 +61,7 @@ class WatchedNorm:
 
     @property
     def num_groups(self) -> int:
-        """Groups that are normalised together; for norms without groups, those that GroupNorm would take."""
+        """Groups that are normalized together; for norms without groups, those that GroupNorm would take."""
         return getattr(self.norm, 'num_groups', None) or default_num_groups(self.channels)
 
     def see(self, x: Tensor, y: Tensor) -> None:
@@ -95,7 +95,7 @@ class WatchedNorm:
         return sample
 
     def before_affine(self, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the normalised channels before the scale and shift, where the scale is not 0."""
+        """Mean and variance of the normalized channels before the scale and shift, where the scale is not 0."""
         mean, var = sample[2], sample[3]
         scale, shift = self.affine
         kept = scale != 0

@@ -29,14 +29,14 @@ class NormStatisticsHook(Hook):
     """Watch every norm of a network for eliminated and under-represented channels while it trains.
 
     Every ``interval`` iterations the inputs and outputs of all BatchNorm, InstanceNorm, GroupNorm and BCN layers are
-    read, once, on the way. Means over the network go to the run's own visualisation backends as ``norm/...``, and
+    read, once, on the way. Means over the network go to the run's own visualization backends as ``norm/...``, and
     ``work_dir/norm_statistics.jsonl`` gets a line with these numbers of every layer:
 
     - ``stat_diff``: StatDiff of Eq. 35 from running statistics before the norm, mean over the layer's groups;
     - ``eliminated``: share of channels whose maximum after the norm was below 0 in the last ``window`` samples;
     - ``under_represented``: share of channels that are active less often than ``fraction`` times the layer's median, or
       whose scale after the norm is less than ``fraction`` times its median;
-    - ``distance_mean``, ``distance_scale``: the distance to batch normalisation of Section 6.1.3, before the norm's
+    - ``distance_mean``, ``distance_scale``: the distance to batch normalization of Section 6.1.3, before the norm's
       last affine map (BCN's batch part has one of its own, which counts).
 
     Samples of all ranks are merged, in one collective. No gradient changes, nothing enters checkpoints, and the

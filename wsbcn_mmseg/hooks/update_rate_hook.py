@@ -16,7 +16,7 @@ class BCNUpdateRateHook(Hook):
     "We set the update rate r to be the learning rate of trainable parameters" (Section 7.2.2). Before every iteration
     the rate of a layer becomes ``factor`` times the learning rate of the parameter group that holds its parameters,
     within [``min_rate``, ``max_rate``]. Layers without a trainable parameter in any optimizer keep theirs. The
-    estimates move at every forward, also under gradient accumulation. No device synchronisation.
+    estimates move at every forward, also under gradient accumulation. No device synchronization.
 
     Every ``interval`` iterations it also reports the layers whose estimates skipped an update since the last report
     because their input was not finite, and those whose estimates are not finite themselves.

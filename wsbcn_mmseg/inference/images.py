@@ -17,7 +17,7 @@ SUFFIXES = {'.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as RGB, uint8 of shape (H, W, 3).
 
-    Turned upright as EXIF says; grey becomes RGB; transparent parts become white; 16-bit values are divided by 257; of
+    Turned upright as EXIF says; gray becomes RGB; transparent parts become white; 16-bit values are divided by 257; of
     animations the first frame counts.
 
     Raises:

@@ -78,7 +78,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
-    """Names and colours of the classes: from the checkpoint, the config's data set, or numbers and VOC's colours."""
+    """Names and colors of the classes: from the checkpoint, the config's data set, or numbers and VOC's colors."""
     dataset = test_set(cfg)
     with DATASETS.switch_scope_and_registry(None) as registry:
         dataset_type = registry.get(dataset['type']) if 'type' in dataset else None
@@ -92,4 +92,4 @@ def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
                          f"{len(known['classes'])}")
     classes = known.get('classes') or [str(index) for index in range(count)]
     palette = known.get('palette') or np.reshape(voc_palette(), (-1, 3))[:len(classes)].tolist()
-    return dict(classes=list(classes), palette=[list(map(int, colour)) for colour in palette])
+    return dict(classes=list(classes), palette=[list(map(int, color)) for color in palette])

@@ -22,33 +22,33 @@ def unique_names(sources: list) -> list[str]:
 
 def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray, meta: dict,
            opacity: float) -> dict[str, Path]:
-    colours = np.array(meta['palette'], np.uint8)[np.minimum(labels, len(meta['palette']) - 1)]
+    colors = np.array(meta['palette'], np.uint8)[np.minimum(labels, len(meta['palette']) - 1)]
     paths = {kind: out / kind / f'{name}.png' for kind in KINDS}
     save_label(paths['labels'], labels)
-    with_legend(colours, labels, meta).save(paths['masks'])
-    Image.fromarray(((1 - opacity) * image + opacity * colours).round().astype(np.uint8)).save(paths['overlays'])
+    with_legend(colors, labels, meta).save(paths['masks'])
+    Image.fromarray(((1 - opacity) * image + opacity * colors).round().astype(np.uint8)).save(paths['overlays'])
     return paths
 
 
-def with_legend(colours: np.ndarray, labels: np.ndarray, meta: dict) -> Image.Image:
-    """A colour mask, and beside it the names of the classes in it with their share of the pixels.
+def with_legend(colors: np.ndarray, labels: np.ndarray, meta: dict) -> Image.Image:
+    """A color mask, and beside it the names of the classes in it with their share of the pixels.
 
     Args:
-        colours: uint8 of shape (H, W, 3).
+        colors: uint8 of shape (H, W, 3).
         labels: Class of every pixel, shape (H, W).
         meta: ``dict(classes=..., palette=...)``.
     """
     counts = np.bincount(labels.ravel(), minlength=len(meta['classes']))
-    entries = [(tuple(colour), f'{name}  {count / labels.size:.1%}')
-               for colour, name, count in zip(meta['palette'], meta['classes'], counts, strict=False) if count]
+    entries = [(tuple(color), f'{name}  {count / labels.size:.1%}')
+               for color, name, count in zip(meta['palette'], meta['classes'], counts, strict=False) if count]
     font, line = ImageFont.load_default(14), 22
     width = 40 + max(int(font.getlength(text)) for _, text in entries)
     height, mask_width = labels.shape
     picture = Image.new('RGB', (mask_width + width, max(height, line * len(entries) + 8)), 'white')
-    picture.paste(Image.fromarray(colours))
+    picture.paste(Image.fromarray(colors))
     draw = ImageDraw.Draw(picture)
-    for row, (colour, text) in enumerate(entries):
+    for row, (color, text) in enumerate(entries):
         top = 4 + row * line
-        draw.rectangle((mask_width + 8, top + 2, mask_width + 24, top + 18), fill=colour, outline='black')
+        draw.rectangle((mask_width + 8, top + 2, mask_width + 24, top + 18), fill=color, outline='black')
         draw.text((mask_width + 30, top + 2), text, fill='black', font=font)
     return picture

@@ -46,13 +46,13 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
     Args:
         model: From :func:`load_segmentor`; a folded one (:func:`wsbcn_mmseg.fold`) works too.
         images: Files, folders, globs, and arrays in RGB, uint8 of shape (H, W, 3); one or a sequence.
-        out: Folder for ``labels/NAME.png`` (palette of VOC), ``masks/NAME.png`` (colours, with a legend) and
+        out: Folder for ``labels/NAME.png`` (palette of VOC), ``masks/NAME.png`` (colors, with a legend) and
             ``overlays/NAME.png``; None writes nothing and returns the labels. Defaults to None.
         tta: Average over several scales and mirroring, as the config's ``tta_pipeline`` says. Defaults to False.
         mode: 'whole' images at a time, or 'slide': a window over each; the config's ``test_cfg`` or ``crop_size`` says
             of what size. Defaults to None: what the config says.
         batch: Images that run together, where they are of one size. Defaults to 1.
-        opacity: Of the colours in overlays, 0 to 1. Defaults to 0.5.
+        opacity: Of the colors in overlays, 0 to 1. Defaults to 0.5.
         progress: Show a progress bar. Defaults to True.
 
     Returns:

@@ -14,7 +14,7 @@ _CLASSIFIER = ('fc.', 'head.', 'classifier.')
 
 @WEIGHT_INITIALIZERS.register_module()
 class PretrainedBackbone:
-    """Initialise a backbone from a checkpoint of a classifier, a segmentor or the backbone itself.
+    """Initialize a backbone from a checkpoint of a classifier, a segmentor or the backbone itself.
 
     Like ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` of MMEngine, and further: reads the file with
     ``weights_only=True``, takes bare backbones too, says how many tensors were loaded, and refuses a file that does not
@@ -42,7 +42,7 @@ class PretrainedBackbone:
                        if name.startswith('backbone.')}
         weights = {name: value for name, value in weights.items() if not name.startswith(_CLASSIFIER)}
         weights = self._renamed(weights)
-        mismatch = f'{self.checkpoint} was trained with another network or normalisation: '
+        mismatch = f'{self.checkpoint} was trained with another network or normalization: '
         try:
             problems = module.load_state_dict(weights, strict=False)
         except RuntimeError as error:  # shapes differ; the first line says no more than that
@@ -51,7 +51,7 @@ class PretrainedBackbone:
         if missing or problems.unexpected_keys:
             raise ValueError(mismatch + f'{_some(missing)} missing, {_some(problems.unexpected_keys)} unexpected')
         for child in module.modules():
-            child.is_init = True  # or MMEngine would initialise ConvModules anew, after this
+            child.is_init = True  # or MMEngine would initialize ConvModules anew, after this
         print_log(f'Backbone: loaded {len(weights)} tensors from {self.checkpoint}', logger='current')
 
     def _renamed(self, weights: dict) -> dict:

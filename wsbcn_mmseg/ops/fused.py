@@ -5,7 +5,7 @@ through the per-channel affine map of Eq. 40, the group statistics of Eq. 42. So
 one map; backward is one reduction over (dy, x) and one map ``dx = A dy + B x + C``. Only x and tensors of size (B, C)
 or smaller are kept for backward.
 
-Within a plane x = mean + std * u, where u, the normalised values, has mean 0 and mean square 1. Affine maps leave that
+Within a plane x = mean + std * u, where u, the normalized values, has mean 0 and mean square 1. Affine maps leave that
 form: after Eq. 40 and Eq. 42 a value is z = offset + spread * u, and its mean and mean square over the plane are offset
 and offset^2 + spread^2.
 

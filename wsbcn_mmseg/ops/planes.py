@@ -4,7 +4,7 @@ A *plane* is one channel of one image, (b, c). Every function takes activations 
 contiguous or the channels-last format, and per-plane numbers of shape (B, C); none copies an activation.
 
 Which stock operator serves is a matter of speed alone: reductions and maps that PyTorch has already fused and
-vectorised are the normalisation layers' own. Where they are not to be had (compilation, other devices), the same
+vectorized are the normalization layers' own. Where they are not to be had (compilation, other devices), the same
 arithmetic is written out.
 """
 from typing import NamedTuple
@@ -45,22 +45,22 @@ def _per_plane(values: Tensor, x: Tensor) -> Tensor:
     return values.view(*values.shape, *[1] * (x.dim() - 2))
 
 
-def _affine_into(out: Tensor, x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """An evaluation-mode batch normalisation is a fused affine map per channel."""
+def _affine_into(out: Tensor, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """An evaluation-mode batch normalization is a fused affine map per channel."""
     save_mean, save_invstd = scale.new_empty(0), scale.new_empty(0)  # not one and the same: CUDA's kernel writes there
-    torch.native_batch_norm(x, scale, shift, centre, torch.ones_like(scale), False, 0.0, 0.0,
+    torch.native_batch_norm(x, scale, shift, center, torch.ones_like(scale), False, 0.0, 0.0,
                             out=(out, save_mean, save_invstd))
 
 
 class PlaneMoments(NamedTuple):
     """Mean and reciprocal deviation of every plane, each (B, C); and what the operator that took them wrote besides.
 
-    ``normalised`` is rstd * (x - mean) in memory of its own, or None. It was just written and is still in cache, and
+    ``normalized`` is rstd * (x - mean) in memory of its own, or None. It was just written and is still in cache, and
     fresh memory costs as much as a pass: so the map starts from it and ends in it.
     """
     mean: Tensor
     rstd: Tensor
-    normalised: Tensor | None = None
+    normalized: Tensor | None = None
 
 
 def plane_moments(x: Tensor) -> PlaneMoments:
@@ -68,8 +68,8 @@ def plane_moments(x: Tensor) -> PlaneMoments:
     batch, channels = x.shape[:2]
     if _has_fused_norms(x) and x.is_contiguous():
         pixels = x.numel() // (batch * channels)
-        normalised, mean, rstd = torch.native_group_norm(x, None, None, batch, channels, pixels, channels, TINY)
-        return PlaneMoments(mean, rstd, normalised)
+        normalized, mean, rstd = torch.native_group_norm(x, None, None, batch, channels, pixels, channels, TINY)
+        return PlaneMoments(mean, rstd, normalized)
     if _has_fused_norms(x):
         images = [aten.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)]
         mean, var = (torch.stack(values) for values in zip(*images, strict=True))
@@ -80,29 +80,29 @@ def plane_moments(x: Tensor) -> PlaneMoments:
 
 def plane_affine_of_normalised(moments: PlaneMoments, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale * rstd * (x - mean) + shift, with one number of each per plane. Uses ``moments`` up."""
-    if moments.normalised is None:
+    if moments.normalized is None:
         return plane_affine(x, moments.mean, scale * moments.rstd, shift)
-    return plane_affine(moments.normalised, torch.zeros_like(shift), scale, shift, out=moments.normalised)
+    return plane_affine(moments.normalized, torch.zeros_like(shift), scale, shift, out=moments.normalized)
 
 
-def plane_affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
-    """scale * (x - centre) + shift, with one number of each per plane; written to ``out`` where given."""
+def plane_affine(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """scale * (x - center) + shift, with one number of each per plane; written to ``out`` where given."""
     if not _has_fused_norms(x):
-        return (x - _per_plane(centre, x)) * _per_plane(scale, x) + _per_plane(shift, x)
+        return (x - _per_plane(center, x)) * _per_plane(scale, x) + _per_plane(shift, x)
     out = torch.empty_like(x) if out is None else out
     if x.is_contiguous():
-        _affine_into(_flat(out), _flat(x), centre.view(-1), scale.view(-1), shift.view(-1))
+        _affine_into(_flat(out), _flat(x), center.view(-1), scale.view(-1), shift.view(-1))
     else:
         for image in range(x.shape[0]):
-            _affine_into(out[image:image + 1], x[image:image + 1], centre[image], scale[image], shift[image])
+            _affine_into(out[image:image + 1], x[image:image + 1], center[image], scale[image], shift[image])
     return out
 
 
 def plane_dots(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """The sums over every plane of dy and of dy * rstd * (x - mean), each (B, C)."""
     if not _has_fused_norms(x):
-        normalised = (x - _per_plane(mean, x)) * _per_plane(rstd, x)
-        return _pixels(dy).sum(2), _pixels(dy * normalised).sum(2)
+        normalized = (x - _per_plane(mean, x)) * _per_plane(rstd, x)
+        return _pixels(dy).sum(2), _pixels(dy * normalized).sum(2)
 
     def batch_norm_backward(dy, x, mean, rstd):  # its parameter gradients are the two sums
         weight = None if x.is_cpu else torch.ones_like(mean)  # CUDA's kernel gives no gradients without one

@@ -14,7 +14,7 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
                                  move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
                                  sync: bool, skipped_updates: Tensor | None) -> Tensor:
     """See :func:`~wsbcn_mmseg.ops.batch_channel_norm`, which decides ``move`` (the estimates do) and
-    ``batch_statistics`` (normalise by the batch, Eq. 43, not by the estimates).
+    ``batch_statistics`` (normalize by the batch, Eq. 43, not by the estimates).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     inputs, x = x, x.to(dtype)
@@ -44,8 +44,8 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
 
     # Steps 6-8 and Eq. 42: one pair of scale and shift per group
     groups = x.reshape(x.shape[0], num_groups, -1)
-    centred = groups - groups.mean(2, keepdim=True)
-    normalised = centred / torch.sqrt(centred.square().mean(2, keepdim=True) + eps)
-    y = normalised * channel_weight.to(dtype)[:, None] + channel_bias.to(dtype)[:, None]
+    centered = groups - groups.mean(2, keepdim=True)
+    normalized = centered / torch.sqrt(centered.square().mean(2, keepdim=True) + eps)
+    y = normalized * channel_weight.to(dtype)[:, None] + channel_bias.to(dtype)[:, None]
     y = torch.empty_like(inputs).copy_(y.view(x.shape)) if not inputs.is_contiguous() else y.view(x.shape)
     return y.to(inputs.dtype)

@@ -68,8 +68,8 @@ def moments_kernel(x, partials, images, channels, pixels, tiles, splits, CHANNEL
                                                   BLOCK_P)
         values = tl.load(x + offsets, read).to(tl.float32)
         tile_mean = tl.sum(tl.where(inside, values, 0), 1, keep_dims=True) / tl.maximum(tile_count, 1)
-        centred = tl.where(inside, values - tile_mean, 0)
-        tile_m2 = tl.sum(centred * centred, 1, keep_dims=True)
+        centered = tl.where(inside, values - tile_mean, 0)
+        tile_m2 = tl.sum(centered * centered, 1, keep_dims=True)
         count, mean, m2 = merge_moments(count, mean, m2, tile_count, tile_mean, tile_m2)
     out = partials + (image * splits + split) * 3 * channels + channel
     tl.store(out, count, channel < channels)

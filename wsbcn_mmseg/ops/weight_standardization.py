@@ -16,7 +16,7 @@ def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of a matrix (O, I) with mean 0 and variance 1, by one fused operator; and their old mean and 1/deviation, O
     of each. Differentiable twice.
 
-    That is layer normalisation. On the CPU, group normalisation with one channel per group is the faster kernel for it.
+    That is layer normalization. On the CPU, group normalization with one channel per group is the faster kernel for it.
     """
     if rows.is_cpu and not torch.jit.is_tracing():  # tracers want the operator that exporters know
         outputs, fan_in = rows.shape

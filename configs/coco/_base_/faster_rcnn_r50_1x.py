@@ -1,8 +1,8 @@
 # Faster R-CNN with FPN and a head of four convolutions and one fully connected layer. A config on top says norm_cfg
 # and conv_cfg. 1x: 90,000 updates of 16 images, here of 8. Settings are those of the authors' maskrcnn-benchmark.
 _base_ = ['coco.py', 'default_runtime.py']
-pretrained = '{{$PRETRAINED:none}}'  # a classification checkpoint, trained with the same normalisation
-initialisation = {} if pretrained == 'none' else dict(
+pretrained = '{{$PRETRAINED:none}}'  # a classification checkpoint, trained with the same normalization
+initialization = {} if pretrained == 'none' else dict(
     frozen_stages=1,  # stem and first stage keep their pretrained weights
     init_cfg=dict(type='PretrainedBackbone', checkpoint=pretrained))
 
@@ -16,7 +16,7 @@ model = dict(
         pad_size_divisor=32),
     backbone=dict(
         type='ResNet', depth=50, out_indices=(0, 1, 2, 3), norm_eval=False, zero_init_residual=False,
-        **initialisation),
+        **initialization),
     neck=dict(
         type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=5,
         init_cfg=dict(type='Caffe2Xavier', layer='Conv2d')),

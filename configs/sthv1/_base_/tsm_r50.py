@@ -3,8 +3,8 @@
 custom_imports = dict(imports=['wsbcn_mmseg'], allow_failed_imports=False)
 default_scope = 'mmaction'
 data_root = '{{$STHV1_ROOT:data/sthv1}}'
-pretrained = '{{$PRETRAINED:none}}'  # a classification checkpoint, trained with the same normalisation
-initialisation = {} if pretrained == 'none' else dict(
+pretrained = '{{$PRETRAINED:none}}'  # a classification checkpoint, trained with the same normalization
+initialization = {} if pretrained == 'none' else dict(
     init_cfg=dict(
         type='PretrainedBackbone',
         checkpoint=pretrained,
@@ -19,7 +19,7 @@ model = dict(
     type='Recognizer2D',
     backbone=dict(
         type='ResNetTSM', depth=50, num_segments=frames, shift_div=8, norm_eval=False, pretrained2d=False,
-        **initialisation),
+        **initialization),
     cls_head=dict(
         type='TSMHead',
         num_classes=174,
