@@ -202,7 +202,7 @@ def test_one_failing_image_stops_no_other(model, pictures, monkeypatch):
         return step(data)
 
     monkeypatch.setattr(model, 'test_step', failing)
-    predictions = infer(model, [pictures / 'dot.png', pictures / 'plain.png', pictures / 'grey.png'], batch=2,
+    predictions = infer(model, [pictures / 'dot.png', pictures / 'plain.png', pictures / 'gray.png'], batch=2,
                         progress=False)
     first, *others = [prediction.problem for prediction in predictions]
     assert first == f'{pictures / "dot.png"} cannot be segmented (out of memory)' and others == [None, None]

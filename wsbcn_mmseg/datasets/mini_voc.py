@@ -21,7 +21,7 @@ from scipy.sparse import csc_matrix
 from .voc_aug import NUM_CLASSES, VOID, save_label
 
 _MARKER = 'mini_voc.json'
-_COLOURS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60], [50, 190, 190], [45, 90, 210],
+_COLORS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60], [50, 190, 190], [45, 90, 210],
                      [135, 60, 180], [235, 130, 190], [30, 40, 115], [115, 65, 30]], np.float32)
 _MIN_IMAGES = 7  # of two, three or four objects each: enough for every class once
 
@@ -173,13 +173,13 @@ def _draw_object(rng, image, instances, number, cls, cell):
     """Draw an object of at least 80 pixels across into both maps, in place; it may reach out of its cell a little."""
     y, x, height, width = cell
     radius = max(40.0, rng.uniform(0.35, 0.55) * min(height, width))
-    centre_y = y + height / 2 + rng.uniform(-1, 1) * max(0, height / 2 - radius)
-    centre_x = x + width / 2 + rng.uniform(-1, 1) * max(0, width / 2 - radius)
+    center_y = y + height / 2 + rng.uniform(-1, 1) * max(0, height / 2 - radius)
+    center_x = x + width / 2 + rng.uniform(-1, 1) * max(0, width / 2 - radius)
     reach = 1.3 * radius
-    rows = slice(max(0, int(centre_y - reach)), int(centre_y + reach))
-    columns = slice(max(0, int(centre_x - reach)), int(centre_x + reach))
-    dy = (np.arange(image.shape[0], dtype=np.float32)[rows, None] - centre_y) / radius
-    dx = (np.arange(image.shape[1], dtype=np.float32)[None, columns] - centre_x) / radius
+    rows = slice(max(0, int(center_y - reach)), int(center_y + reach))
+    columns = slice(max(0, int(center_x - reach)), int(center_x + reach))
+    dy = (np.arange(image.shape[0], dtype=np.float32)[rows, None] - center_y) / radius
+    dx = (np.arange(image.shape[1], dtype=np.float32)[None, columns] - center_x) / radius
     angle = rng.uniform(-0.25, 0.25)
     cos, sin = math.cos(angle), math.sin(angle)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
@@ -189,7 +189,7 @@ def _draw_object(rng, image, instances, number, cls, cell):
     distance = _shape(u, v, (color + 2 * textured) % 5)
     alpha = np.clip((1 - distance) * radius + 0.5, 0, 1)[..., None]
     tone = 1 + 0.4 * _texture(u, v, texture, rng.uniform(0, 2 * math.pi)) + 0.12 * (u * rng.uniform(-1, 1) - v)
-    shade = (_COLOURS[color] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
+    shade = (_COLORS[color] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
     image[rows, columns] += alpha * (tone[..., None] * shade.astype(np.float32) - image[rows, columns])
     instances[rows, columns][alpha[..., 0] >= 0.5] = number
 

@@ -73,7 +73,7 @@ def save_label(path, label):
 
 
 def load_label(path):
-    """Read a label map, uint8 of shape (H, W), from a palette or grey-scale PNG or from an SBD ``.mat`` file.
+    """Read a label map, uint8 of shape (H, W), from a palette or grayscale PNG or from an SBD ``.mat`` file.
 
     Raises:
         ValueError: If the file decodes but is no label map: wrong type, values other than 0-20 (and 255 in a PNG), or
@@ -87,7 +87,7 @@ def load_label(path):
     else:
         with Image.open(path) as image:
             if image.mode not in ('P', 'L'):
-                raise ValueError(f'neither a palette nor a grey-scale image (mode {image.mode})')
+                raise ValueError(f'neither a palette nor a grayscale image (mode {image.mode})')
             label = np.array(image)
         valid = (label < NUM_CLASSES) | (label == VOID)
     if label.dtype != np.uint8 or label.ndim != 2:

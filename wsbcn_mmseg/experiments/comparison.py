@@ -86,7 +86,7 @@ class Comparison:
             TrainingsFailed: After all that can be run and written, if a training failed.
         """
         rows = train_all(self)
-        summary = summarise(rows)
+        summary = summarize(rows)
         order = list(dict.fromkeys(training.method for training in self.trainings))
         table = markdown_table(summary, order)
         name = self.out.resolve().name
@@ -172,7 +172,7 @@ def _train(training: Training, comparison: Comparison) -> dict:
     return dict(score=scores[comparison.metric], scores=kept)
 
 
-def summarise(rows: list[dict]) -> list[dict]:
+def summarize(rows: list[dict]) -> list[dict]:
     """Mean and standard error of the score over seeds, one row per method and batch, in the order first seen."""
     groups: dict[tuple, list[float]] = {}
     for row in sorted(rows, key=lambda row: -row['batch']):
@@ -205,7 +205,7 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
     """Points with standard errors, methods across, one panel per batch size, all on one scale.
 
     Args:
-        summary: Rows of :func:`summarise`.
+        summary: Rows of :func:`summarize`.
         order: Methods from left to right.
         label: Of the score's axis.
         out: Picture to write; the suffix says the format.
@@ -215,10 +215,10 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
     figure, panels = plt.subplots(1, len(batches), figsize=(width * len(batches), 3.8), sharey=True, squeeze=False,
                                   layout='constrained')
     for axes, batch in zip(panels[0], batches, strict=True):
-        for colour, method in zip(itertools.cycle(COLORS), order, strict=False):
+        for color, method in zip(itertools.cycle(COLORS), order, strict=False):
             row = next((row for row in summary if (row['method'], row['batch']) == (method, batch)), None)
             if row and row['mean'] is not None:
-                axes.errorbar(method, row['mean'], row['std_error'], marker='o', capsize=4, color=colour)
+                axes.errorbar(method, row['mean'], row['std_error'], marker='o', capsize=4, color=color)
                 axes.annotate(f'{row["mean"]:.1f}', (method, row['mean']), xytext=(7, 0), textcoords='offset points',
                               va='center', fontsize=8)
             else:
