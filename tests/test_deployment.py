@@ -353,6 +353,6 @@ def test_export_mistakes(model, pictures, tmp_path, config, checkpoint, monkeypa
         with pytest.raises(UsageError, match=sentence):
             export(model, out, form, images)
     monkeypatch.setenv('VOC_ROOT', '/nowhere')
-    with pytest.raises(SystemExit, match='test set is not here; say by --images'):
+    with pytest.raises(SystemExit, match='test set is not here; give images for'):
         run(monkeypatch, 'export.py', config, checkpoint, tmp_path / 'a', '--format', 'state_dict')
     assert not list(tmp_path.iterdir())

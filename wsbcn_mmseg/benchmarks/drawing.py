@@ -1,4 +1,4 @@
-"""Bars beside the line of a base, for benchmarks of networks."""
+"""Bars with a line at a baseline, for benchmarks of networks."""
 from matplotlib.figure import Figure
 
 from wsbcn_mmseg.plotting import COLORS

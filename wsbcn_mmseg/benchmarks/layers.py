@@ -52,7 +52,7 @@ class Layer(NamedTuple):
 
 
 def _layers(options: Options) -> list[Layer]:
-    # PyTorch's group normalization alone wants parameters of the input's type
+    # Unlike the others, PyTorch's group normalization needs parameters of the input's dtype
     layers = [Layer('GroupNorm', 'native', partial(nn.GroupNorm, 32, dtype=options.dtype)),
               Layer('BatchNorm2d', 'native', nn.BatchNorm2d, batch_statistics=True)]
     names = implementations(options.device)

@@ -1,8 +1,8 @@
 """A small synthetic stand-in for VOC 2012 and SBD, in the layouts of the real releases.
 
 Each of the 20 object classes is a combination of one of ten colors, a texture or none, and one of five shapes, so that
-color alone does not tell the class. Two to four objects lie on a noisy background. It is there to try the whole
-pipeline in minutes; scores on it say nothing about scores on VOC.
+color alone does not determine the class. Two to four objects are drawn on a noisy background. Use it to try the whole
+pipeline in minutes; scores on it are not comparable with scores on VOC.
 """
 
 import io
@@ -33,7 +33,7 @@ def make_mini_voc(root, num_train=60, num_val=42, num_sbd=120, seed=0):
     and of VOC val. SBD's label maps have no void borders.
 
     Args:
-        root (Path): Folder for both releases; may hold an earlier result of the same settings, which is made anew.
+        root (Path): Folder for both releases; an earlier result with the same settings in it is overwritten.
         num_train (int): Images of VOC train, at least 7. Default 60.
         num_val (int): Images of VOC val, at least 7. Default 42.
         num_sbd (int): Images that only SBD labels. Default 120.

@@ -1,8 +1,8 @@
 """How far a network is from elimination singularities (Sections 3.2 and 6.1).
 
-A channel is eliminated where ReLU never lets it through, and under-represented where it is small beside the others that
-are normalized with it. Everything here is a function of per-channel statistics of shape (C,); what collects them during
-training is :class:`wsbcn_mmseg.hooks.NormStatisticsHook`.
+A channel is eliminated if ReLU sets it to zero for all inputs, and under-represented if it is small compared with the
+channels that are normalized together with it. All functions take per-channel statistics of shape (C,), which
+:class:`wsbcn_mmseg.hooks.NormStatisticsHook` collects during training.
 """
 from collections.abc import Iterable
 
@@ -40,7 +40,7 @@ def eliminated(maximum: Tensor) -> Tensor:
 
 
 def under_represented(size: Tensor, fraction: float = .1) -> Tensor:
-    """Which channels are small beside the others of their layer (Section 6.1.2).
+    """Which channels are small compared with the others of their layer (Section 6.1.2).
 
     Args:
         size: How often each channel is active, in [0, 1], or its scale, the deviation after the norm; shape (C,).

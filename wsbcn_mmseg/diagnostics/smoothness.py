@@ -11,7 +11,7 @@ def gradient_shares(standardized: Tensor, gradient: Tensor) -> Tensor:
     Of each output channel, with I its fan-in:
     :math:`\frac1I \langle\hat W, \nabla\rangle^2`, :math:`\frac1I \langle 1, \nabla\rangle^2` and
     :math:`\sigma_W^2 \|\nabla_W L\|^2`, as shares of their sum, which is the squared gradient norm itself as far as
-    :math:`\|\hat W\|^2 = I`, that is, where eps of Eq. 7 is small beside the variance.
+    :math:`\|\hat W\|^2 = I`, that is, where eps of Eq. 7 is small compared with the variance.
 
     Args:
         standardized: The standardized kernel :math:`\hat W`, shape (O, I/groups, *kernel_size).

@@ -20,7 +20,7 @@ from wsbcn_mmseg.runtime.records import read_jsonl, read_scalars, write_csv
 
 from .method import file_name
 
-KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, beside the reported one
+KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, in addition to the reported one
 
 
 class TrainingsFailed(RuntimeError):
@@ -57,7 +57,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Trainings and what is done with them.
+    """Trainings, and how to run and report them.
 
     Attributes:
         trainings: What to run.
@@ -106,7 +106,7 @@ def check_all_succeeded(rows: list[dict]) -> None:
 
 
 def train_all(comparison: Comparison) -> list[dict]:
-    """Run trainings; those that ``out`` or ``reuse`` has results of are not run again.
+    """Run trainings, except those with results in ``out`` or ``reuse``.
 
     ``out / 'results.jsonl'`` gets a line as each training ends.
 
@@ -208,10 +208,10 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
         summary: Rows of :func:`summarize`.
         order: Methods from left to right.
         label: Of the score's axis.
-        out: Picture to write; the suffix says the format.
+        out: Picture to write; the suffix determines the format.
     """
     batches = sorted({row['batch'] for row in summary}, reverse=True)
-    width = max(3.6, 0.6 * len(order))  # labels lie beside each other
+    width = max(3.6, 0.6 * len(order))  # so that labels do not overlap
     figure, panels = plt.subplots(1, len(batches), figsize=(width * len(batches), 3.8), sharey=True, squeeze=False,
                                   layout='constrained')
     for axes, batch in zip(panels[0], batches, strict=True):

@@ -1,4 +1,4 @@
-"""The paper's Figures 4, 6 and 7, and a map of eliminated channels, from what ``NormStatisticsHook`` wrote."""
+"""The paper's Figures 4, 6 and 7, and a map of eliminated channels, from the records of ``NormStatisticsHook``."""
 import itertools
 import statistics
 from pathlib import Path
@@ -137,7 +137,7 @@ def plot_histograms(lines: list[dict]) -> Figure:
         width = (data['high'] - data['low']) / len(data['counts'][0])
         centers = [data['low'] + (i + .5) * width for i in range(len(data['counts'][0]))]
         for color, channel, counts in zip(COLORS, histogram['channels'], data['counts'], strict=False):
-            # After the norm comes ReLU: what lies below 0 is pale
+            # ReLU, which follows the norm, removes values below 0: draw them pale
             alphas = [.25 if place == 'after' and center < 0 else .8 for center in centers]
             bars = axes.bar(centers, counts, width, color=color, label=f'channel {channel}')
             for bar, alpha in zip(bars, alphas, strict=True):
