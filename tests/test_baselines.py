@@ -67,6 +67,13 @@ def test_gain_starts_at_the_length_of_each_kernel(row, root):
     assert shortcut.std().item() == pytest.approx((2 / 64)**.5, rel=.05)
 
 
+@pytest.mark.parametrize('part', ['center', 'scale'])
+@pytest.mark.parametrize('cls', [ConvWN, ConvCWN])
+def test_parts_of_ws_are_refused_by_weight_normalization(cls, part):
+    with pytest.raises(TypeError, match=part):
+        cls(8, 8, 3, **{part: False})
+
+
 def test_the_two_halves_of_ws():
     """Table 4: Eq. 11 alone subtracts the mean, Eq. 12 alone divides by the deviation; one after the other is WS."""
     weight = torch.randn(5, 3, 3, 3, dtype=torch.float64) + .5

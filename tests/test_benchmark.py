@@ -8,17 +8,11 @@ import torch
 from PIL import Image
 
 from wsbcn_mmseg.benchmarks import Options, deployment, layers, networks, watching, write_results
+from wsbcn_mmseg.benchmarks.report import file_stem
+from wsbcn_mmseg.plotting import COLORS
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 SHAPE = (2, 64, 9, 7)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Beside other busy processes, threads that wait for each other take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def key(row) -> tuple:
@@ -73,6 +67,20 @@ def test_watching(root, tmp_path):
     assert all(row['percent_at_interval_50'] == pytest.approx(2 * (row['vs_plain'] - 1)) for row in rows)
     path, plot = write_results('watching', rows, options, tmp_path)
     assert path.name == 'watching_cpu_float32.csv' and Image.open(plot).format == 'PNG'
+
+
+@pytest.mark.parametrize('benchmark', ['networks', 'watching'])
+def test_files_of_mixed_precision_are_named_so(benchmark):
+    assert file_stem(benchmark, Options(amp=True)) == f'{benchmark}_cpu_amp_bfloat16'
+    assert file_stem(benchmark, Options()) == f'{benchmark}_cpu_float32'
+
+
+def test_any_number_of_layers_can_be_drawn():
+    names = ['GroupNorm', *(f'layer {i}' for i in range(2 * len(COLORS)))]
+    rows = [{'layer': name, 'implementation': 'native', 'shape': '2x64x9x7', 'pass': 'both', 'vs_group_norm': 1.5}
+            for name in names]
+    axes, = layers.draw_layers(rows).axes
+    assert len(axes.patches) == len(names) - 1
 
 
 def test_deployment(root, tmp_path, monkeypatch):

@@ -25,19 +25,11 @@ from wsbcn_mmseg.export import FORMATS, Format, Logits, export, onnx_runner
 from wsbcn_mmseg.inference import find_images, read_image
 from wsbcn_mmseg.runtime.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 SMALL = {'base_channels=32': 'base_channels=8', 'in_channels=256, channels=64': 'in_channels=64, channels=16',
          '(257, 257)': '(129, 129)'}
 EXPORTS = {'onnx': 'segmentor.onnx', 'torchscript': 'segmentor.pt', 'exported_program': 'segmentor.pt2',
            'state_dict': 'segmentor.pth'}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_thread():
-    """Beside other busy processes, threads that wait for each other take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
@@ -213,7 +205,7 @@ def test_one_failing_image_stops_no_other(model, pictures, monkeypatch):
     (dict(options=['--device', 'cuda:99']), "no device 'cuda:99' here"),
     (dict(options=['--batch', '0']), 'batch of at least 1'),
     (dict(options=['--cfg-options', 'model.decode_head.channels=32']), 'was trained with another network'),
-    (dict(options=['--cfg-options', 'model.backbone.depth=34']), 'tensors missing, 0 unexpected, such as backbone.'),
+    (dict(options=['--cfg-options', 'model.backbone.depth=34']), ') missing, 0 tensors unexpected'),
     (dict(options=['--cfg-options', 'model.decode_head.num_classes=5']), 'has 21 classes, but the model has 5'),
     (dict(checkpoint='/nowhere.pth'), 'checkpoint /nowhere.pth does not exist'),
     (dict(checkpoint='https://nowhere/x.pth'), 'download it first'),

@@ -5,31 +5,25 @@ Folds Weight Standardization and BCN into plain layers, writes OUT, and compares
 and real images of several sizes. If they do not agree, OUT is deleted. OUT.json describes input and output.
 """
 import argparse
-import sys
 from pathlib import Path
-
-from mmengine.config import DictAction
 
 from wsbcn_mmseg import load_segmentor
 from wsbcn_mmseg.export import FORMATS, TOLERANCE, export
 from wsbcn_mmseg.inference import find_images, images_of_test_set
+from wsbcn_mmseg.runtime.command import exit_with, network_parser
 from wsbcn_mmseg.runtime.errors import UsageError
 
 MOST_IMAGES = 4
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser = network_parser(__doc__)
     parser.add_argument('out', type=Path, help='file to write')
     parser.add_argument('--format', choices=FORMATS, required=True)
     parser.add_argument('--images', nargs='+', metavar='IMAGES',
                         help=f'files, folders or globs to compare on (default: {MOST_IMAGES} of the test set)')
     parser.add_argument('--tolerance', type=float, default=TOLERANCE,
                         help='largest difference between logits, of the largest logit (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config')
     return parser.parse_args()
 
 
@@ -43,7 +37,7 @@ def main() -> None:
             raise UsageError("the config's test set is not here; give images for the comparison by --images")
         checks = export(model, args.out, args.format, images, args.tolerance)
     except (UsageError, OSError) as error:
-        sys.exit(f'export.py: {error}')
+        exit_with(error)
     for check in checks:
         print(f'{check.images} {check.kind} images: logits differ by at most {check.difference:.1e} '
               f'({check.relative:.1e} of the largest), {check.pixels:.3%} of the pixels have another class')

@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 
 from wsbcn_mmseg import fold, infer, load_segmentor
 from wsbcn_mmseg.inference import INFERENCE_MODES, find_images
+from wsbcn_mmseg.runtime.command import exit_with, network_parser
 from wsbcn_mmseg.runtime.errors import UsageError
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser = network_parser(__doc__)
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with those below) and globs')
     parser.add_argument('--out', type=Path, required=True, help='folder for the results')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: %(default)s')
@@ -28,8 +26,6 @@ def parse_args() -> argparse.Namespace:
                         help='whole images or a sliding window (default: as in the config)')
     parser.add_argument('--batch', type=int, default=1, metavar='N', help='images of one size that run together')
     parser.add_argument('--opacity', type=float, default=0.5, help='of the colors in overlays (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config')
     return parser.parse_args()
 
 
@@ -42,7 +38,7 @@ def main() -> None:
         predictions = infer(model, images, args.out, tta=args.tta, mode=args.mode, batch=args.batch,
                             opacity=args.opacity)
     except (UsageError, OSError) as error:
-        sys.exit(f'infer.py: {error}')
+        exit_with(error)
     problems = [prediction.problem for prediction in predictions if prediction.problem]
     for problem in problems:
         print(f'infer.py: {problem}', file=sys.stderr)

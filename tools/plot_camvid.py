@@ -4,7 +4,6 @@
 CAMVID_ROOT in the environment is the CamVid folder, as for training.
 """
 import argparse
-import sys
 from pathlib import Path
 
 from mmengine.config import Config
@@ -12,6 +11,7 @@ from mmseg.registry import DATASETS
 
 from wsbcn_mmseg import load_segmentor
 from wsbcn_mmseg.experiments.predictions import draw_predictions
+from wsbcn_mmseg.runtime.command import exit_with
 from wsbcn_mmseg.runtime.errors import UsageError
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         model = load_segmentor(args.config, args.checkpoint)
         dataset = DATASETS.build(Config.fromfile(args.config).test_dataloader.dataset)
     except (UsageError, FileNotFoundError) as error:
-        sys.exit(f'plot_camvid.py: {error}')
+        exit_with(error)
     print(f'Wrote {draw_predictions(model, dataset, args.out, args.count)}')
 
 

@@ -1,30 +1,22 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint: tools/test.py CONFIG CHECKPOINT, or tools/dist_test.sh CONFIG CHECKPOINT GPUS."""
 import argparse
-import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
-from wsbcn_mmseg.runtime.checkpoint import safe_loading
 from wsbcn_mmseg.runtime.checks import check_checkpoint, check_data, check_gpus, num_classes
+from wsbcn_mmseg.runtime.command import add_run_arguments, network_parser, run_command
 from wsbcn_mmseg.runtime.errors import UsageError
-from wsbcn_mmseg.runtime.launch import load_config, processes
+from wsbcn_mmseg.runtime.launch import load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='folder for the log and the metrics (default: work_dirs/CONFIG_NAME)')
+    parser = network_parser(__doc__)
+    add_run_arguments(parser)
     parser.add_argument('--out', help='folder for the predicted label maps, as PNG files')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--check', action='store_true', help='check the set-up and stop')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -54,17 +46,9 @@ def set_up(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def main() -> None:
-    args = parse_args()
-    try:
-        cfg = set_up(args)
-    except UsageError as error:
-        sys.exit(f'test.py: {error}')
-    if args.check:
-        return
-    with processes(cfg), safe_loading():
-        Runner.from_cfg(cfg).test()
+def test(cfg: Config) -> None:
+    Runner.from_cfg(cfg).test()
 
 
 if __name__ == '__main__':
-    main()
+    run_command(parse_args(), set_up, test)

@@ -6,25 +6,22 @@ import sys
 import warnings
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from wsbcn_mmseg import apply_bcn_ws
 from wsbcn_mmseg.conversion import ConversionError
-from wsbcn_mmseg.runtime.checkpoint import safe_loading
 from wsbcn_mmseg.runtime.checks import check_batch, check_checkpoint, check_data, check_gpus, num_classes
+from wsbcn_mmseg.runtime.command import add_run_arguments, network_parser, run_command
 from wsbcn_mmseg.runtime.errors import UsageError
-from wsbcn_mmseg.runtime.launch import load_config, processes
+from wsbcn_mmseg.runtime.launch import load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    parser = network_parser(__doc__, checkpoint=False)
+    add_run_arguments(parser)
     parser.add_argument('--resume', action='store_true', help='continue from the latest checkpoint in the work folder')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, such as train_cfg.max_iters=100')
     conversion = parser.add_argument_group('other norms in any config', 'tools/test.py takes the config that this '
                                            'writes to the work folder')
     conversion.add_argument('--bcn-ws', action='store_true', help='BCN for every BN, SyncBN and GN, and Weight '
@@ -36,9 +33,6 @@ def parse_args() -> argparse.Namespace:
     conversion.add_argument('--exclude', nargs='+', metavar='LAYERS', default=[], help='do not convert these layers')
     conversion.add_argument('--preserve', action='store_true', help='keep the function of weights that were trained '
                             'without Weight Standardization, as far as the layers allow')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--check', action='store_true', help='check the set-up and stop')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -85,21 +79,13 @@ def set_up(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def main() -> None:
-    args = parse_args()
+def train(cfg: Config) -> None:
     try:
-        cfg = set_up(args)
-    except UsageError as error:
-        sys.exit(f'train.py: {error}')
-    if args.check:
-        return
-    with processes(cfg), safe_loading():
-        try:
-            runner = Runner.from_cfg(cfg)
-        except ConversionError as error:
-            sys.exit(f'train.py: {error}')
-        runner.train()
+        runner = Runner.from_cfg(cfg)
+    except ConversionError as error:
+        raise UsageError(str(error)) from error
+    runner.train()
 
 
 if __name__ == '__main__':
-    main()
+    run_command(parse_args(), set_up, train)

@@ -21,7 +21,7 @@ from torch.export import Dim
 import wsbcn_mmseg
 from wsbcn_mmseg.conversion import fold
 from wsbcn_mmseg.inference import preprocess_steps, read_image
-from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.errors import UsageError, first_line
 
 RANDOM_SIZES = ((1, 96, 128), (2, 161, 97), (1, 129, 193))  # images, height, width
 EXAMPLE = (2, 129, 97)  # shape of the traced input; with one image, exporters would treat the batch size as a constant
@@ -41,27 +41,27 @@ class Logits(nn.Module):
 
 # Formats: each writes a file, reads it back, and returns it as a function
 
-Runner = Callable[[Tensor], Tensor]
+NetworkFunction = Callable[[Tensor], Tensor]
 
 
-def _torchscript(network: Logits, example: Tensor, path: Path) -> Runner:
+def _torchscript(network: Logits, example: Tensor, path: Path) -> NetworkFunction:
     torch.jit.trace(network, (example, ), check_trace=False).save(str(path))
     return torch.jit.load(str(path))
 
 
-def _exported_program(network: Logits, example: Tensor, path: Path) -> Runner:
+def _exported_program(network: Logits, example: Tensor, path: Path) -> NetworkFunction:
     program = torch.export.export(network, (example, ), dynamic_shapes=dict(image=_dynamic()))
     torch.export.save(program, path)
     return torch.export.load(path).module()
 
 
-def _onnx(network: Logits, example: Tensor, path: Path) -> Runner:
+def _onnx(network: Logits, example: Tensor, path: Path) -> NetworkFunction:
     torch.onnx.export(network, (example, ), str(path), input_names=['image'], output_names=['logits'],
                       dynamic_shapes=dict(image=_dynamic()), dynamo=True, external_data=False, verbose=False)
     return onnx_runner(path)
 
 
-def _state_dict(network: Logits, example: Tensor, path: Path) -> Runner:
+def _state_dict(network: Logits, example: Tensor, path: Path) -> NetworkFunction:
     torch.save(network.segmentor.state_dict(), path)
     again = copy.deepcopy(network)
     for parameter in again.parameters():
@@ -74,7 +74,7 @@ def _dynamic() -> dict[int, Dim]:
     return {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
 
 
-def onnx_runner(path: str | Path, threads: int = 0) -> Runner:
+def onnx_runner(path: str | Path, threads: int = 0) -> NetworkFunction:
     """The ONNX file as a function of a CPU tensor, computed by ONNX Runtime; ``threads=0`` lets it choose."""
     import onnxruntime  # optional
     options = onnxruntime.SessionOptions()
@@ -86,7 +86,7 @@ def onnx_runner(path: str | Path, threads: int = 0) -> Runner:
 
 class Format(NamedTuple):
     """How to write and read a format, and the packages that this needs in addition to torch."""
-    write: Callable[[Logits, Tensor, Path], Runner]
+    write: Callable[[Logits, Tensor, Path], NetworkFunction]
     needs: tuple[str, ...] = ()
 
 
@@ -146,7 +146,7 @@ def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | 
     real = list(_prepared(model, images))
     temporary = out.with_name(f'{out.name}.unchecked')
     try:
-        run = write(form, folded, temporary)
+        run = write_exported(form, folded, temporary)
         checks = [_compare('random', original, run, _random_images(model), out),
                   _compare('real', original, run, real, out)]
         worst = max(check.relative for check in checks)
@@ -160,7 +160,7 @@ def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | 
     return checks
 
 
-def write(form: str, network: Logits, path: Path) -> Runner:
+def write_exported(form: str, network: Logits, path: Path) -> NetworkFunction:
     """Write a network, folded and in evaluation mode, to a file, and read it back; nothing is compared.
 
     Raises:
@@ -171,8 +171,7 @@ def write(form: str, network: Logits, path: Path) -> Runner:
         with _traceable(), torch.no_grad():
             return FORMATS[form].write(network, example, path)
     except Exception as error:  # exporters raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f'this network cannot be exported as {form}: {reason}') from error
+        raise UsageError(f'this network cannot be exported as {form}: {first_line(error)}') from error
 
 
 @contextmanager
@@ -211,16 +210,15 @@ def _prepared(model: nn.Module, images: Iterable[str | Path]) -> Iterator[Tensor
 
 
 @torch.no_grad()
-def _compare(kind: str, original: Logits, run: Runner, images: Iterable[Tensor], out: Path) -> Check:
+def _compare(kind: str, original: Logits, run: NetworkFunction, images: Iterable[Tensor], out: Path) -> Check:
     count, difference, relative, pixels = 0, 0., 0., []
     for image in images:
         expected = original(image)
         try:
             actual = run(image)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(f'the exported network does not take images of shape {tuple(image.shape)} ({reason}); '
-                             f'{out} was not written') from error
+            raise UsageError(f'the exported network does not take images of shape {tuple(image.shape)} '
+                             f'({first_line(error)}); {out} was not written') from error
         if actual.shape != expected.shape:
             raise UsageError(f'the exported network gives {tuple(actual.shape)} for images of shape '
                              f'{tuple(image.shape)}, the original {tuple(expected.shape)}; {out} was not written')

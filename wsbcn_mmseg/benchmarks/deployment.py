@@ -12,8 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from wsbcn_mmseg.conversion import fold
-from wsbcn_mmseg.export import Logits, onnx_runner
-from wsbcn_mmseg.export import write as write_exported
+from wsbcn_mmseg.export import Logits, onnx_runner, write_exported
 
 from .drawing import draw_bars
 from .measuring import Benchmark, Options, Row, Run, interleaved, median_ratio

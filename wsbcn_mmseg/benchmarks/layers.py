@@ -1,6 +1,7 @@
 """Forward and backward pass of single layers, at the shapes of DeepLabV3-R101."""
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -187,11 +188,11 @@ def _name(row: Row) -> tuple[str, str]:
 def _draw_ratios(axes: Axes, rows: list[Row], names: list[tuple[str, str]]) -> None:
     shapes = list(dict.fromkeys(row['shape'] for row in rows))
     width = 1 / (len(names) + 1)
-    for index, name in enumerate(names):
+    for index, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
         ratios = {shapes.index(row['shape']): row['vs_group_norm'] for row in rows if _name(row) == name}
         left = [shape + width * (index + 0.5) - 0.5 for shape in ratios]
         bars = axes.bar(left, [ratio - 1 for ratio in ratios.values()], width, bottom=1, align='edge',
-                        color=COLORS[index], label=' '.join(name))
+                        color=color, label=' '.join(name))
         axes.bar_label(bars, [f'{ratio:.1f}' for ratio in ratios.values()], fontsize=7, padding=1)
     sizes = [shape.split('x')[1:] for shape in shapes]
     axes.set_xticks(range(len(shapes)), [f'{channels}\n{height} × {width}' for channels, height, width in sizes])

@@ -67,6 +67,14 @@ def build_network(network: Network, depth: int, options: Options) -> nn.Module:
     return model.to(options.device, memory_format=options.memory_format)
 
 
+def random_batch(batch: int, options: Options) -> tuple[Tensor, list[SegDataSample]]:
+    """Random images and labels of 21 classes."""
+    size = options.crop, options.crop
+    images = torch.randn(batch, 3, *size, device=options.device).contiguous(memory_format=options.memory_format)
+    return images, [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(21, (1, *size), device=options.device)))
+                    for _ in range(batch)]
+
+
 def training_step(model: nn.Module, name: str, images: Tensor, samples: list[SegDataSample], amp: bool):
     """A function that returns the loss, and one that makes a whole step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=UPDATE_RATE, momentum=0.9, weight_decay=1e-4)
@@ -86,10 +94,7 @@ def training_step(model: nn.Module, name: str, images: Tensor, samples: list[Seg
 
 
 def _network_rows(depth: int, batch: int, options: Options) -> list[Row]:
-    crop = options.crop
-    images = torch.randn(batch, 3, crop, crop, device=options.device).contiguous(memory_format=options.memory_format)
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(21, (1, crop, crop), device=options.device)))
-               for _ in range(batch)]
+    images, samples = random_batch(batch, options)
     networks, rows, runs = _networks(options.device), [], []
     for network in networks:
         others = torch.cuda.memory_allocated() if options.device != 'cpu' else 0
@@ -97,7 +102,7 @@ def _network_rows(depth: int, batch: int, options: Options) -> list[Row]:
         loss, run = training_step(model, network.implementation, images, samples, options.amp)
         rows.append({
             'network': f'DeepLabV3-R{depth}', 'layer': network.name, 'implementation': network.implementation,
-            'shape': f'{batch}x3x{crop}x{crop}', 'pass': 'training step', 'saved_bytes': saved_bytes(loss, model),
+            'shape': 'x'.join(map(str, images.shape)), 'pass': 'training step', 'saved_bytes': saved_bytes(loss, model),
             'peak_bytes': peak_bytes(run, others) if options.device != 'cpu' else None})
         runs.append(run)
 

@@ -4,10 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 from rich.progress import track
 from torch import nn
 
@@ -15,7 +12,7 @@ from wsbcn_mmseg.hooks import NormStatisticsHook
 
 from .drawing import draw_bars
 from .measuring import Benchmark, Options, Row, Run, interleaved, median_ratio, network_dtype
-from .networks import Network, build_network, training_step
+from .networks import Network, build_network, random_batch, training_step
 
 
 def _watched(run: Run, model: nn.Module, gradients: bool) -> Run:
@@ -38,18 +35,16 @@ def _watched(run: Run, model: nn.Module, gradients: bool) -> Run:
 
 def watching(options: Options) -> list[Row]:
     """Training steps of DeepLabV3-R50 with BCN and WS: plain, and those at which the norms are watched."""
-    batch, crop = options.batches[0], options.crop
-    images = torch.randn(batch, 3, crop, crop, device=options.device)
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(21, (1, crop, crop), device=options.device)))
-               for _ in range(batch)]
+    images, samples = random_batch(options.batches[0], options)
     model = build_network(Network('', '', 'bcn_ws_micro'), 50, options)
     _, run = training_step(model, 'auto', images, samples, options.amp)
     runs = {'plain': run, 'sampled': _watched(run, model, False), 'sampled, gradients': _watched(run, model, True)}
     rounds = options.repeats or (2 if options.quick else 9 if options.device == 'cpu' else 20)
     times = interleaved(list(runs.values()), options.device, rounds, warm_up=1,
                         progress=partial(track, description='DeepLabV3-R50, watched'))
-    return [{'network': 'DeepLabV3-R50', 'layer': 'BCN+WS', 'implementation': name, 'shape': f'{batch}x3x{crop}x{crop}',
-             'pass': 'training step', 'ms': float(np.median(measured)), 'vs_plain': median_ratio(measured, times[0]),
+    return [{'network': 'DeepLabV3-R50', 'layer': 'BCN+WS', 'implementation': name,
+             'shape': 'x'.join(map(str, images.shape)), 'pass': 'training step', 'ms': float(np.median(measured)),
+             'vs_plain': median_ratio(measured, times[0]),
              'percent_at_interval_50': 2 * (median_ratio(measured, times[0]) - 1)}
             for name, measured in zip(runs, times, strict=True)]
 

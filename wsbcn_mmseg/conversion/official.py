@@ -26,6 +26,7 @@ from mmseg.models.backbones import ResNet, ResNeXt
 from torch import Tensor, nn
 
 from wsbcn_mmseg.models import DeepLabV3Head
+from wsbcn_mmseg.runtime.errors import count_tensors
 
 EPS = 1e-5
 _UNUSED = ('num_batches_tracked', 'estbn_moving_speed')
@@ -87,8 +88,8 @@ def recognize(weights: dict[str, Tensor], ws: bool | None = None, eps: str | Non
                    for stage in (1, 2, 3, 4))
     if logits is None or norm is None or blocks not in _DEPTHS or 'layer1.0.conv2.weight' not in weights:
         raise ValueError(f"not one of the authors' checkpoints: expected conv1, bn1, layer1 to layer4 of a ResNet or "
-                         f'ResNeXt of 50 to 152 layers and fc or aspp, got {_some(sorted(weights))} with '
-                         f'{"-".join(map(str, blocks))} blocks')
+                         f'ResNeXt of 50 to 152 layers and fc or aspp, got {count_tensors(sorted(weights), most=5)} '
+                         f'with {"-".join(map(str, blocks))} blocks')
     grouped = weights['layer1.0.conv2.weight'].shape[0] != weights['layer1.0.conv2.weight'].shape[1]
     task = 'classification' if 'fc.weight' in weights else 'segmentation'
     ws = norm != 'BN' if ws is None else ws
@@ -229,10 +230,5 @@ def _check(converted: dict[str, Tensor], official: Official) -> None:
     misshapen = [f'{name} {tuple(value.shape)} instead of {tuple(expected[name])}'
                  for name, value in converted.items() if name in expected and value.shape != expected[name]]
     if missing or unexpected or misshapen:
-        raise ValueError(f'looks like {official}, but {_some(missing)} missing, {_some(unexpected)} unexpected, '
-                         f'{_some(misshapen)} of another shape')
-
-
-def _some(names: list[str]) -> str:
-    shown = f' ({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})' if names else ''
-    return f'{len(names)} tensors{shown}'
+        raise ValueError(f'looks like {official}, but {count_tensors(missing)} missing, '
+                         f'{count_tensors(unexpected)} unexpected, {count_tensors(misshapen)} of another shape')

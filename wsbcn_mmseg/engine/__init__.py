@@ -20,3 +20,4 @@ for _module in (norm_statistics_hook, sync_statistics_hook, update_rate_hook, ch
     sys.modules[f'{__name__}.{_module.__name__.rpartition(".")[2]}'] = _module
 for _moved in (check_batch, check_checkpoint, check_data, check_gpus, num_classes, UsageError):
     setattr(launch, _moved.__name__, _moved)
+launch.processes = launch.process_group

@@ -1,7 +1,8 @@
 """Arguments and error handling of the commands that compare trainings."""
 import argparse
-import sys
 from pathlib import Path
+
+from wsbcn_mmseg.runtime.command import exit_with
 
 from .comparison import Comparison, TrainingsFailed, check_all_succeeded
 
@@ -30,7 +31,7 @@ def finish(comparison: Comparison) -> None:
     try:
         print(comparison.run())
     except TrainingsFailed as error:
-        _exit(error)
+        exit_with(error)
 
 
 def report_failures(rows: list[dict]) -> None:
@@ -38,8 +39,4 @@ def report_failures(rows: list[dict]) -> None:
     try:
         check_all_succeeded(rows)
     except TrainingsFailed as error:
-        _exit(error)
-
-
-def _exit(error: TrainingsFailed) -> None:
-    sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+        exit_with(error)

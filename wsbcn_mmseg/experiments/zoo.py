@@ -46,11 +46,12 @@ def families() -> tuple[str, ...]:
     """One config per file of ``_base_/models``, and a small one per folder."""
     models = sorted((CONFIGS / '_base_' / 'models').glob('*.py'))
     folders = [sorted(folder.glob('*.py')) for folder in sorted(CONFIGS.iterdir()) if folder.name != '_base_']
-    chosen = [min(files, key=_size) for files in folders if files]
+    chosen = [min(files, key=_rank) for files in folders if files]
     return tuple(str(path.relative_to(CONFIGS)) for path in models + chosen)
 
 
-def _size(path: Path) -> int:
+def _rank(path: Path) -> int:
+    """Where a config stands in the order of ``SMALL``."""
     return next((rank for rank, mark in enumerate(SMALL) if mark in path.stem), len(SMALL))
 
 

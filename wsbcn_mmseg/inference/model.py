@@ -10,7 +10,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from wsbcn_mmseg.datasets.voc_aug import voc_palette
-from wsbcn_mmseg.runtime.checkpoint import read_checkpoint, read_weights
+from wsbcn_mmseg.runtime.checkpoint import load_weights, read_checkpoint, read_weights
 from wsbcn_mmseg.runtime.checks import check_checkpoint, num_classes
 from wsbcn_mmseg.runtime.errors import UsageError
 from wsbcn_mmseg.runtime.launch import load_config
@@ -53,15 +53,9 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
     except KeyError as error:  # a type that is not registered
         raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
     try:
-        problems = model.load_state_dict(read_weights(checkpoint), strict=False)
-    except RuntimeError as error:  # shapes differ; the first line says no more than that
-        raise UsageError(f'{checkpoint} was trained with another network: '
-                         f'{str(error).splitlines()[1].strip()}') from error
-    missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
-    if missing or problems.unexpected_keys:
-        raise UsageError(f'{checkpoint} was trained with another network: {len(missing)} tensors missing, '
-                         f'{len(problems.unexpected_keys)} unexpected, such as '
-                         f'{(missing or problems.unexpected_keys)[0]}')
+        load_weights(model, read_weights(checkpoint), checkpoint)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint)
     model.to(_device(device))
     model.eval()

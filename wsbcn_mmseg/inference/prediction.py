@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from rich.progress import Progress
 from torch import nn
 
-from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.errors import UsageError, first_line
 
 from .images import find_images, read_image
 from .output import KINDS, unique_names, write_prediction
@@ -177,8 +177,7 @@ def _predict(network: nn.Module, group: list[_Item], predictions: list[Predictio
 
 
 def _failure(prediction: Prediction, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f'{prediction.source} cannot be segmented ({reason})'
+    return f'{prediction.source} cannot be segmented ({first_line(error)})'
 
 
 def _collate(items: list[dict]) -> dict:

@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
-from wsbcn_mmseg.runtime.checkpoint import read_weights
+from wsbcn_mmseg.runtime.checkpoint import load_weights, read_weights
 
 # Layers after the backbone, in classifiers whose backbone has no prefix
 _CLASSIFIER = ('fc.', 'head.', 'classifier.')
@@ -42,14 +42,7 @@ class PretrainedBackbone:
                        if name.startswith('backbone.')}
         weights = {name: value for name, value in weights.items() if not name.startswith(_CLASSIFIER)}
         weights = self._renamed(weights)
-        mismatch = f'{self.checkpoint} was trained with another network or normalization: '
-        try:
-            problems = module.load_state_dict(weights, strict=False)
-        except RuntimeError as error:  # shapes differ; the first line says no more than that
-            raise ValueError(mismatch + str(error).splitlines()[1].strip()) from error
-        missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
-        if missing or problems.unexpected_keys:
-            raise ValueError(mismatch + f'{_some(missing)} missing, {_some(problems.unexpected_keys)} unexpected')
+        load_weights(module, weights, self.checkpoint)
         for child in module.modules():
             child.is_init = True  # or MMEngine would initialize ConvModules anew, after this
         print_log(f'Backbone: loaded {len(weights)} tensors from {self.checkpoint}', logger='current')
@@ -63,8 +56,3 @@ class PretrainedBackbone:
                 name = re.sub(pattern, replacement.replace('{norm}', norm), name)
             renamed[name] = value
         return renamed
-
-
-def _some(names: list[str]) -> str:
-    shown = f' ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})' if names else ''
-    return f'{len(names)} tensors{shown}'

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+from torch import nn
+
+from .errors import count_tensors
 
 
 def _history_method(owner, name: str):
@@ -74,6 +77,28 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if not weights:
         raise ValueError(f'{path} holds no weights')
     return weights
+
+
+def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load weights that must fill a module exactly; only ``num_batches_tracked`` of BatchNorm may be missing.
+
+    Args:
+        module: The module to load into.
+        weights: A state dict.
+        source: The file, for the message.
+
+    Raises:
+        ValueError: If tensors are missing, unexpected or of other shapes.
+    """
+    mismatch = f'{source} was trained with another network or normalization'
+    try:
+        problems = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # shapes differ; the details begin in the second line
+        raise ValueError(f'{mismatch}: {str(error).splitlines()[1].strip()}') from error
+    missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
+    if missing or problems.unexpected_keys:
+        raise ValueError(f'{mismatch}: {count_tensors(missing)} missing, '
+                         f'{count_tensors(problems.unexpected_keys)} unexpected')
 
 
 @contextmanager

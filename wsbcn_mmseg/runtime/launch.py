@@ -32,7 +32,7 @@ def load_config(path: str, options: dict | None, work_dir: str | None, launcher:
 
 
 @contextmanager
-def processes(cfg: Config) -> Iterator[None]:
+def process_group(cfg: Config) -> Iterator[None]:
     """Create the process group of ``cfg.launcher`` before a run and, if the run succeeds, destroy it afterwards.
 
     After an error the group is not destroyed: the other processes may be waiting for this one, and all would hang.
