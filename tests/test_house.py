@@ -1,0 +1,74 @@
+"""The structure of the package: the direction of imports, the size of modules, and the spelling."""
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / 'wsbcn_mmseg'
+# From the bottom to the top; a part may import those before it
+PARTS = ['ops', 'diagnostics', 'runtime', 'plotting', 'datasets', 'layers', 'models', 'conversion', 'hooks', 'inference',
+         'export', 'experiments', 'benchmarks', 'registration', 'engine', 'analysis', 'visualization']
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of this package that a file imports anywhere, relative imports resolved."""
+    package = ['wsbcn_mmseg', *path.relative_to(PACKAGE).parts[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = '.'.join([*package[:len(package) + 1 - node.level], *filter(None, [node.module])]) \
+                if node.level else node.module
+            names |= {f'{origin}.{alias.name}' for alias in node.names}
+    parts = {name.split('.')[1] for name in names if name.startswith('wsbcn_mmseg.')}
+    return parts & set(PARTS)
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob('*.py'))
+
+
+def test_every_part_has_its_place():
+    parts = {part_of(path) for path in sources('wsbcn_mmseg')} - {'__init__'}
+    assert parts == set(PARTS)
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_imports_point_downward(part):
+    below = set(PARTS[:PARTS.index(part) + 1])
+    upward = {str(path.relative_to(ROOT)): imported_parts(path) - below
+              for path in sources('wsbcn_mmseg') if part_of(path) == part}
+    assert not {path: parts for path, parts in upward.items() if parts}
+
+
+def test_modules_stay_short():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources('wsbcn_mmseg', 'tools')}
+    assert not {path: length for path, length in lengths.items() if length > 350}
+
+
+def test_spelling_is_american():
+    pytest.importorskip('codespell_lib', reason='needs codespell')
+    listed = subprocess.run(['git', 'ls-files', '*.py', '*.md', '*.sh', '*.toml', '*.txt'], cwd=ROOT, check=True,
+                            capture_output=True, text=True).stdout.split()
+    result = subprocess.run([sys.executable, '-m', 'codespell_lib', '--builtin', 'clear,rare,en-GB_to_en-US', *listed],
+                            cwd=ROOT, capture_output=True, text=True)
+    assert not result.stdout
+
+
+def test_spelling_inside_names_is_american():
+    """codespell takes a name with underscores for one word."""
+    british = re.compile(r'colour|centre|normalis|standardis|initialis|summaris|visualis|behaviour|labelled|grey',
+                         re.I)
+    found = {f'{path.relative_to(ROOT)}:{number}': line.strip()
+             for path in sources('wsbcn_mmseg', 'tools', 'configs', 'examples') for number, line in
+             enumerate(path.read_text().splitlines(), 1) if british.search(line)}
+    assert not found
