@@ -86,6 +86,15 @@ def set_up(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def train(cfg: Config) -> None:
+    """Build the runner and run it; nothing holds the runner when this returns, as ending the processes requires."""
+    try:
+        runner = Runner.from_cfg(cfg)
+    except ConversionError as error:
+        sys.exit(f'train.py: {error}')
+    runner.train()
+
+
 def main() -> None:
     args = parse_args()
     try:
@@ -95,11 +104,7 @@ def main() -> None:
     if args.check:
         return
     with processes(cfg), safe_loading():
-        try:
-            runner = Runner.from_cfg(cfg)
-        except ConversionError as error:
-            sys.exit(f'train.py: {error}')
-        runner.train()
+        train(cfg)
 
 
 if __name__ == '__main__':

@@ -29,9 +29,10 @@ class WeightStandardized(ReparametrizedConv):
         """:meth:`effective_weight`, by the paper's name."""
         return self.effective_weight()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if is_symbolic(x):
-            return leaf_call(self, x)
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch
+        if is_symbolic(input):
+            return leaf_call(self, input)
+        x = input
         if not (self.center and self.scale):  # the ablations need not be fast
             return self._convolve(x, self.effective_weight())
         padding = self.padding
