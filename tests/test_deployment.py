@@ -46,12 +46,12 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp('repository')
     shutil.copytree(ROOT / 'configs', folder / 'configs')
     (folder / 'tools').symlink_to(ROOT / 'tools')
-    config = folder / 'configs' / 'demo_mini_voc.py'
-    text = config.read_text()
+    base, config = folder / 'configs' / '_base_' / 'mini_voc.py', folder / 'configs' / 'demo_mini_voc.py'
+    text = base.read_text()
     for old, new in SMALL.items():
         assert old in text
         text = text.replace(old, new)
-    config.write_text(text)
+    base.write_text(text)
     torch.manual_seed(0)
     init_default_scope('mmseg')
     model = settle(MODELS.build(Config.fromfile(config).model), torch.float32)

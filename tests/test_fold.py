@@ -259,7 +259,8 @@ def test_folded_state_dict_loads_where_this_package_is_not(tmp_path):
     code = f'''
 import runpy
 import sys
-runpy.run_path({stack.__file__!r})['declare_torchvision_operators']()  # mmseg imports it where timm is installed
+stack = runpy.run_path({stack.__file__!r})
+stack['declare_torchvision_operators']()  # mmseg imports torchvision where timm is installed
 import torch
 from mmengine.registry import init_default_scope
 from mmseg.models.backbones import ResNet

@@ -8,7 +8,8 @@ model = dict(
     data_preprocessor=dict(size=crop_size, test_cfg=dict(size=(257, 257))),
     backbone=dict(depth=18, base_channels=32, zero_init_residual=True),
     decode_head=dict(
-        in_channels=256, channels=64, init_cfg=dict(type='Normal', std=0.01, override=dict(name='conv_seg'))))
+        in_channels=256, channels=64,
+        init_cfg=dict(_delete_=True, type='Normal', std=0.01, override=dict(name='conv_seg'))))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

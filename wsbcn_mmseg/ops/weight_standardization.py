@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import check_eps, check_flag
+from .arguments import check_flag, check_number
 
 
 def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +67,7 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True
             got = f'{weight.dtype} of shape {tuple(weight.shape)}' if isinstance(weight, Tensor) else repr(weight)
             raise ValueError(f'expected a floating-point kernel of shape (O, I, *), got {got}')
         check_fan_in('Weight Standardization', weight)
-        check_eps(eps)
+        check_number('eps', eps, 0)
         check_flag('center', center)
         check_flag('scale', scale)
     if weight.shape[0] == 0:
