@@ -1,4 +1,4 @@
-"""Packaging. ``configs`` and ``tools`` travel inside the wheel under ``wsbcn_mmseg/.mim``, as OpenMMLab packages do."""
+"""Packaging. The wheel contains ``configs`` and ``tools`` under ``wsbcn_mmseg/.mim``, as in OpenMMLab packages."""
 import re
 from pathlib import Path
 

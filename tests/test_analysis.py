@@ -58,7 +58,7 @@ def test_weight_elimination_by_hand():
 def test_gradient_shares_are_what_autograd_leaves():
     """Eq. 20: sigma^2 |grad W|^2 is what is left of |grad W_hat|^2, by autograd through the standardization."""
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    standardized = standardize_weight(weight, eps=0)
+    standardized = standardize_weight(weight, eps=1e-20)
     standardized.retain_grad()
     F.conv2d(torch.randn(2, 3, 6, 6, dtype=torch.float64), standardized).exp().mean().backward()
     shares = gradient_shares(standardized.detach(), standardized.grad)

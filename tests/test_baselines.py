@@ -30,7 +30,7 @@ def test_wn_is_torch_s_weight_norm():
     torch.testing.assert_close(conv.gain.grad, peer.parametrizations.weight.original0.grad.flatten())
 
 
-def test_cwn_is_centred_and_has_the_length_of_its_gain():
+def test_cwn_is_centered_and_has_the_length_of_its_gain():
     conv = ConvCWN(4, 6, 3, groups=2).double()
     with torch.no_grad():
         conv.gain.uniform_(.5, 2)

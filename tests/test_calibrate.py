@@ -1,4 +1,4 @@
-"""The calibrated start: channel normalization set from unlabelled images."""
+"""The calibrated start: channel normalization set from unlabeled images."""
 import copy
 
 import pytest

@@ -131,7 +131,7 @@ def test_the_logits_start_as_the_authors(row, load):
     assert all(block.norm3.weight.eq(1).all() for block in model.backbone.layer1)
 
 
-def test_loss_counts_labelled_pixels_only(row, load):
+def test_loss_counts_labeled_pixels_only(row, load):
     init_default_scope('mmseg')
     loss = MODELS.build(load(row).model.decode_head.loss_decode)
     logits, labels = torch.randn(2, 21, 8, 8), torch.randint(0, 21, (2, 8, 8))
@@ -225,7 +225,7 @@ def test_pretrained_backbone(prefix, tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(value, source.state_dict()[name]), name
     other = MODELS.build(settings | dict(norm_cfg=dict(type='GN', num_groups=4), init_cfg=init_cfg))
-    with pytest.raises(ValueError, match='another network or normalisation'):
+    with pytest.raises(ValueError, match='another network or normalization'):
         other.init_weights()
 
 

@@ -576,3 +576,13 @@ def test_networks_that_cannot_run_or_be_changed_are_refused():
 
 
 MODEL_BUILT_OUTSIDE = chain(nn.BatchNorm2d(32))
+
+
+def test_reading_batch_norm_s_statistics_from_bcn_ends_in_a_sentence():
+    """As methods that reparametrize branches do."""
+    model = chain(nn.BatchNorm2d(32))
+    convert_model(model, X)
+    for name in ('running_mean', 'running_var'):
+        with pytest.raises(AttributeError, match=f'BCN keeps {name} in bn; .*run them before the conversion'):
+            getattr(model[1], name)
+    assert not hasattr(model[1], 'running_mean')

@@ -105,7 +105,7 @@ def write_odd_files(folder, image: Image.Image) -> None:
     image.save(folder / 'turned.jpg', exif=exif)
 
 
-BROKEN = {'truncated.jpg': 'cannot be decoded', 'empty.png': 'is no image', 'text.jpg': 'is no image',
+BROKEN = {'truncated.jpg': 'cannot be decoded', 'empty.png': 'is not an image', 'text.jpg': 'is not an image',
           'cut.png': 'cannot be decoded', 'float.tiff': 'floating-point', 'missing.png': 'does not exist'}
 
 
@@ -202,7 +202,7 @@ def test_one_failing_image_stops_no_other(model, pictures, monkeypatch):
         return step(data)
 
     monkeypatch.setattr(model, 'test_step', failing)
-    predictions = infer(model, [pictures / 'dot.png', pictures / 'plain.png', pictures / 'grey.png'], batch=2,
+    predictions = infer(model, [pictures / 'dot.png', pictures / 'plain.png', pictures / 'gray.png'], batch=2,
                         progress=False)
     first, *others = [prediction.problem for prediction in predictions]
     assert first == f'{pictures / "dot.png"} cannot be segmented (out of memory)' and others == [None, None]
@@ -353,6 +353,6 @@ def test_export_mistakes(model, pictures, tmp_path, config, checkpoint, monkeypa
         with pytest.raises(UsageError, match=sentence):
             export(model, out, form, images)
     monkeypatch.setenv('VOC_ROOT', '/nowhere')
-    with pytest.raises(SystemExit, match='test set is not here; say by --images'):
+    with pytest.raises(SystemExit, match='test set is not here; give images for'):
         run(monkeypatch, 'export.py', config, checkpoint, tmp_path / 'a', '--format', 'state_dict')
     assert not list(tmp_path.iterdir())

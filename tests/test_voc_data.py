@@ -220,7 +220,7 @@ class TestFromReadyFolder:
 
     @pytest.fixture
     def gray(self, root, tmp_path):
-        """What is commonly handed round: grey-scale PNGs of the augmented set and of VOC val."""
+        """What is commonly handed round: grayscale PNGs of the augmented set and of VOC val."""
         folder = tmp_path / 'SegmentationClassAug'
         folder.mkdir()
         for name in names(root, 'trainval'):
@@ -242,10 +242,10 @@ class TestFromReadyFolder:
         assert prepare(root, aug_root=in_place) == 0
         assert all(Image.open(path).mode == 'P' for path in outputs(root))
 
-    def test_colour_images_are_refused(self, root, gray):
+    def test_color_images_are_refused(self, root, gray):
         path = gray / f'{only_sbd(root)[0]}.png'
         Image.open(path).convert('RGB').save(path)
-        fails(root, f'{path} is corrupt or wrong: neither a palette nor a gray-scale image', aug_root=gray)
+        fails(root, f'{path} is corrupt or wrong: neither a palette nor a grayscale image', aug_root=gray)
 
 
 class TestCommands:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure BCN and Weight Standardization beside BN, GN and their plain compositions; docs/benchmarks says how."""
+"""Measure BCN and Weight Standardization, compared with BN, GN and plain PyTorch; see docs/benchmarks/README.md."""
 import argparse
 import sys
 from pathlib import Path

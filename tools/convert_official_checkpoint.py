@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Convert a checkpoint that the paper's authors published: ImageNet ResNet or ResNeXt, or DeepLabV3 on VOC.
 
-SRC is recognized by its tensors, and the printed line says as what. A converted classification checkpoint is loaded by
+SRC is recognized by its tensors; the result is printed. A converted classification checkpoint is loaded by
 MMPretrain's classifiers, and by segmentors through PRETRAINED=DST; a converted segmentation checkpoint is tested by
 tools/test.py with configs/deeplabv3_r101_*_voc.py.
 """
@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('src', help="the authors' file")
     parser.add_argument('dst', type=Path, help='the file to write')
     parser.add_argument('--ws', action=argparse.BooleanOptionalAction,
-                        help='whether the network standardizes its weights, which the file does not tell '
+                        help='whether the network standardizes its weights, which the file does not contain '
                         '(default: as published, yes with GN and BCN, no with BN)')
     parser.add_argument('--eps', choices=('outside', 'inside'),
                         help='where the layers it was trained with add eps to the deviation of a kernel: outside the '

@@ -12,8 +12,8 @@ DATA=data/mini_voc OUT=work_dirs/demo
 export VOC_ROOT=$DATA/VOCdevkit/VOC2012
 CONFIG=configs/demo_mini_voc.py
 
-echo "The data of this demo is synthetic (drawn shapes in the layout of VOC): its mIoU says that the network learns,"
-echo "and nothing about the mIoU on PASCAL VOC."
+echo "The data of this demo is synthetic (drawn shapes in the layout of VOC). Its mIoU shows that the network learns; it"
+echo "is not comparable with mIoU on PASCAL VOC."
 python tools/make_mini_voc.py "$DATA"
 python tools/prepare_voc_aug.py "$VOC_ROOT" --sbd "$DATA/benchmark_RELEASE" --expected 180
 

@@ -1,6 +1,6 @@
 # Sourced by demo.sh and run_tests.sh: environment ROOT makes ROOT/.venv if there is none, and enters it.
-# PYTHON (python3) makes it; STACK (onedl, or openmmlab) says which OpenMMLab distributions, TORCH (torch==2.13.0) which
-# torch to install.
+# PYTHON (default: python3) creates it. STACK (onedl or openmmlab) selects the OpenMMLab distributions, TORCH (default:
+# torch==2.13.0) the torch to install.
 environment() {
     local root=$1 venv=$1/.venv stack=${STACK:-onedl} torch=${TORCH:-torch==2.13.0} stamp
     if [[ -f $venv/.stack && $(<"$venv/.stack") != "$stack" ]]; then

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Export a trained segmentor: tools/export.py CONFIG CHECKPOINT OUT --format FORMAT.
 
-Folds Weight Standardization and BCN into plain layers, writes OUT, compares it with the original on random and real
-images of several sizes, and leaves no file if they do not agree. OUT.json says how to feed it and what comes out.
+Folds Weight Standardization and BCN into plain layers, writes OUT, and compares it with the original network on random
+and real images of several sizes. If they do not agree, OUT is deleted. OUT.json describes input and output.
 """
 import argparse
 import sys
@@ -40,7 +40,7 @@ def main() -> None:
         model = load_segmentor(args.config, args.checkpoint, options=args.cfg_options)
         images = find_images(args.images) if args.images else images_of_test_set(model.cfg)[:MOST_IMAGES]
         if not images:
-            raise UsageError("the config's test set is not here; say by --images on which images to compare")
+            raise UsageError("the config's test set is not here; give images for the comparison by --images")
         checks = export(model, args.out, args.format, images, args.tolerance)
     except (UsageError, OSError) as error:
         sys.exit(f'export.py: {error}')

@@ -2,7 +2,7 @@
 """Segment images of your own: tools/infer.py CONFIG CHECKPOINT IMAGES... --out DIR.
 
 Writes DIR/labels/NAME.png (class numbers, in VOC's palette), DIR/masks/NAME.png (colors and a legend) and
-DIR/overlays/NAME.png. A file that cannot be segmented gets a sentence and stops no other.
+DIR/overlays/NAME.png. A file that cannot be segmented is reported and skipped.
 """
 import argparse
 import sys

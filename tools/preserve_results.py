@@ -136,7 +136,7 @@ Written by `python tools/preserve_results.py`, seed 0, on CPU. Digits: scikit-le
 with BN in batches of 128, then converted and fine-tuned for 1 epoch of single images at a learning rate of 0.005;
 accuracy on the other 450. Mini VOC: the synthetic data and the network of `tools/demo.sh` with BN, {iterations}
 iterations of 8 images, then converted and fine-tuned for {finetuning} iterations of 8 images at a learning rate of
-0.01; it says nothing about PASCAL VOC. One run of each.
+0.01; its mIoU is not comparable with mIoU on PASCAL VOC. One run of each.
 
 '''
 

@@ -8,7 +8,7 @@ cd "$ROOT"
 # For the torch that is there, not another one
 pip install --quiet -r requirements/tests.txt -r "requirements/${STACK:-onedl}-pretrain.txt" \
     --constraint <(pip freeze | grep '^torch==')
-# CUDA builds of torch bring the Triton they need; the CPU build brings none, and Triton's interpreter wants one.
+# CUDA builds of torch depend on Triton. The CPU build does not, but the tests need Triton's interpreter.
 python -c 'import triton' 2> /dev/null || pip install --quiet --no-deps 'triton>=3.7.1'
 ruff check .
 python -m pytest "$@"

@@ -36,7 +36,7 @@ def set_up(args: argparse.Namespace) -> Config:
     check_checkpoint(args.checkpoint, num_classes(cfg))
     cfg.load_from = args.checkpoint
     cfg.model.pop('init_cfg', None)
-    cfg.model.get('backbone', {}).pop('init_cfg', None)  # the checkpoint has it all
+    cfg.model.get('backbone', {}).pop('init_cfg', None)  # the checkpoint contains all weights
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             raise UsageError(f'--show-dir needs a visualization hook in default_hooks, which {args.config} has not')

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What dist_train.sh and dist_test.sh share: torchrun.sh SCRIPT GPUS ARGUMENTS...
-# The set-up is checked once, in this process: one sentence, instead of a traceback from every worker.
+# The set-up is checked once, in this process, so that an error is printed once instead of by every worker.
 set -euo pipefail
 SCRIPT=$1 GPUS=$2
 shift 2

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work folder')
+    parser.add_argument('--resume', action='store_true', help='continue from the latest checkpoint in the work folder')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as train_cfg.max_iters=100')
@@ -43,12 +43,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def convert(cfg: Config, args: argparse.Namespace) -> None:
-    """Other norms, as the command line says; one process says what has changed."""
+    """Replace norms and convolutions according to the command line; one process prints the changes."""
     norm, ws = args.norm or ('BCN' if args.bcn_ws else None), args.ws or args.bcn_ws
     if not norm and not ws:
         if args.include or args.exclude or args.preserve:
-            raise UsageError('--include, --exclude and --preserve say how --bcn-ws, --norm or --ws convert; give one '
-                             'of these')
+            raise UsageError('--include, --exclude and --preserve need one of --bcn-ws, --norm and --ws')
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
@@ -57,7 +56,7 @@ def convert(cfg: Config, args: argparse.Namespace) -> None:
             apply_bcn_ws(cfg, norm, ws, args.include, args.exclude, args.preserve, log=lines.append)
         except ValueError as error:
             raise UsageError(f'{args.config}: {error}') from error
-    checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ  # by dist_train.sh; the run says it again
+    checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ  # by dist_train.sh; the run prints it
     if int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
         print('\n'.join([f'Changes to {args.config}:', *(f'  {line}' for line in lines)]), flush=True)
         for warning in caught:

@@ -2,9 +2,9 @@
 
 With torch alone: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion`, :func:`fold` and
 :func:`follow_learning_rate`.
-Where OpenMMLab is installed, importing this package registers all it offers: in a config of any OpenMMLab project,
-``custom_imports = dict(imports=['wsbcn_mmseg'])`` is all that is needed; :func:`apply_bcn_ws` rewrites configs,
-:func:`load_segmentor` and :func:`infer` use trained segmentors.
+If OpenMMLab is installed, importing this package registers its layers, hooks, data sets and network parts. Configs of
+any OpenMMLab project can use them after ``custom_imports = dict(imports=['wsbcn_mmseg'])``. :func:`apply_bcn_ws`
+converts configs, :func:`load_segmentor` and :func:`infer` use trained segmentors.
 """
 import warnings
 

@@ -1,4 +1,4 @@
-"""A trained segmentor as a file that other programs run: folded, exported, and compared with the original."""
+"""Fold a trained segmentor, export it to a file for other programs, and compare the file with the original."""
 import copy
 import importlib.util
 import json
@@ -24,12 +24,12 @@ from wsbcn_mmseg.inference import preprocess_steps, read_image
 from wsbcn_mmseg.runtime.errors import UsageError
 
 RANDOM_SIZES = ((1, 96, 128), (2, 161, 97), (1, 129, 193))  # images, height, width
-EXAMPLE = (2, 129, 97)  # what is traced; two images, or exporters take one for a constant
+EXAMPLE = (2, 129, 97)  # shape of the traced input; with one image, exporters would treat the batch size as a constant
 TOLERANCE = 1e-3  # of the largest logit
 
 
 class Logits(nn.Module):
-    """What is exported: normalized images of shape (N, 3, H, W) in, logits of shape (N, classes, H, W) out."""
+    """The exported network: from normalized images, shape (N, 3, H, W), to logits, shape (N, classes, H, W)."""
 
     def __init__(self, segmentor: nn.Module):
         super().__init__()
@@ -39,7 +39,7 @@ class Logits(nn.Module):
         return self.segmentor.encode_decode(image, [dict(img_shape=image.shape[2:])])
 
 
-# Formats: each writes a file and returns the function that the file holds, read back from it
+# Formats: each writes a file, reads it back, and returns it as a function
 
 Runner = Callable[[Tensor], Tensor]
 
@@ -85,7 +85,7 @@ def onnx_runner(path: str | Path, threads: int = 0) -> Runner:
 
 
 class Format(NamedTuple):
-    """How to write and read back, and the packages beside torch that this takes."""
+    """How to write and read a format, and the packages that this needs in addition to torch."""
     write: Callable[[Logits, Tensor, Path], Runner]
     needs: tuple[str, ...] = ()
 
@@ -95,7 +95,7 @@ FORMATS = {'torchscript': Format(_torchscript), 'onnx': Format(_onnx, ('onnx', '
 
 
 class Check(NamedTuple):
-    """The exported network beside the original, on images of one kind.
+    """Comparison of the exported network with the original on images of one kind.
 
     Attributes:
         kind: 'random' or 'real'.
@@ -113,25 +113,25 @@ class Check(NamedTuple):
 
 def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | Path],
            tolerance: float = TOLERANCE) -> list[Check]:
-    """Fold a segmentor, write it to ``out``, and beside it ``out.json`` with all that its users must know.
+    """Fold a segmentor, write it to ``out``, and describe its input and output in ``out.json``.
 
-    The exported network takes normalized images of any number and size and gives logits at their size. It is read back
-    from the file and compared with the original; where they do not agree, nothing is written.
+    The exported network takes any number of normalized images of any size and returns logits of the same size. The file
+    is read back and compared with the original network. If they do not agree, no file is left.
 
     Args:
         model: From :func:`~wsbcn_mmseg.load_segmentor`, on the CPU.
         out: The file to write.
         form: 'torchscript', 'onnx', 'exported_program' or 'state_dict' (of the folded network).
-        images: Image files to compare on, beside random images of several sizes.
+        images: Image files for the comparison, in addition to random images of several sizes.
         tolerance: Largest difference accepted, as a share of the largest logit. Defaults to 1e-3; trained networks
             were seen to differ by 1e-5, in float32 and by the order of summation alone.
 
     Returns:
-        What the comparisons showed.
+        One comparison for random images and one for ``images``.
 
     Raises:
         UsageError: If a package or an image is missing, the network cannot be exported, or the result does not agree;
-            one sentence.
+            the message is one sentence.
     """
     if form not in FORMATS:
         raise UsageError(f'format must be one of {", ".join(FORMATS)}, got {form}')
@@ -177,8 +177,8 @@ def write(form: str, network: Logits, path: Path) -> Runner:
 
 @contextmanager
 def _traceable():
-    """Without remarks: exporters', of old ways inside themselves and optional parts that are not needed here; and that
-    of MMSegmentation's ``resize`` on sizes, which turns them into constants."""
+    """Suppress the exporters' own warnings, and the warning of MMSegmentation's ``resize`` about sizes, whose condition
+    would turn sizes into constants."""
     *defaults, _ = resize.__defaults__
     logging.disable(logging.WARNING)
     try:
@@ -241,7 +241,7 @@ def _padding(model: nn.Module) -> dict:
 
 
 def _description(model: nn.Module, form: str, checks: list[Check]) -> dict:
-    """What a program must know that feeds the exported network and reads its output."""
+    """The description of the exported network's input and output, for ``out.json``."""
     preprocessor, head = model.data_preprocessor, model.decode_head
     swapped = getattr(preprocessor, '_channel_conversion', False)
     constants = {name: getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')} \

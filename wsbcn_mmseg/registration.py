@@ -1,8 +1,8 @@
-"""The connection to OpenMMLab: importing this module registers everything. The package imports it where OpenMMLab is
-installed, and it is the one place that decides.
+"""Importing this module registers all parts of the package with OpenMMLab. The package imports it if OpenMMLab is
+installed.
 
-Layers go into MMEngine's root registry, so that every project finds them; hooks, data sets, transforms and network
-parts register themselves where they are defined.
+Layers are added to MMEngine's root registry, which all OpenMMLab projects search. Hooks, data sets, transforms and
+network parts register themselves where they are defined.
 """
 import mmcv.cnn  # noqa: F401  (registers a ConvWS of its own, which divides by another deviation; ours replaces it)
 from mmengine.registry import MODELS

@@ -1,4 +1,4 @@
-# DeepLabV3 with ResNet-101 at output stride 16, as the paper trained it. A config on top says norm_cfg and conv_cfg.
+# DeepLabV3 with ResNet-101 at output stride 16, as the paper trained it. A config on top sets norm_cfg and conv_cfg.
 _base_ = './voc_aug.py'
 pretrained = '{{$PRETRAINED:none}}'  # a classification checkpoint, trained with the same normalization
 initialization = {} if pretrained == 'none' else dict(

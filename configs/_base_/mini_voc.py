@@ -1,5 +1,5 @@
 # The synthetic mini VOC at half the images' size, and a DeepLabV3 that learns it in minutes on two CPU cores. A config
-# on top says norm_cfg and conv_cfg.
+# on top sets norm_cfg and conv_cfg.
 _base_ = ['./deeplabv3_r101.py', './schedule_30k.py', './default_runtime.py']
 crop_size = (161, 161)
 max_iters = 700

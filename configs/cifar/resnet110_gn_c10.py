@@ -3,7 +3,7 @@ _base_ = '../_base_/cifar10_resnet110.py'
 norm_cfg = dict(type='GNByWidth', min_channels_per_group=4)
 model = dict(backbone=dict(norm_cfg=norm_cfg))
 
-# One image per process. Whether the authors accumulated gradients here the paper does not say; we do, as on
+# One image per process. Whether the authors accumulated gradients here, the paper does not state; here they are, as on
 # ImageNet, so that the numbers of updates agree.
 accumulation = max(1, _base_.total_batch_size // _base_.num_processes)
 train_dataloader = dict(batch_size=1)

@@ -1,5 +1,5 @@
-"""Time and memory of BCN and Weight Standardization beside what they replace: single layers, whole training steps, and
-inference.
+"""Time and memory of BCN and Weight Standardization, compared with the layers they replace: single layers, training
+steps, and inference.
 
 Each module exports one :class:`~wsbcn_mmseg.benchmarks.measuring.Benchmark`: a function of ``Options`` that returns
 rows (one measurement each), the columns of its table, and a function that draws the rows. To add a benchmark, write

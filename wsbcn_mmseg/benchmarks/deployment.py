@@ -1,4 +1,4 @@
-"""Inference of DeepLabV3: as it was trained, folded, and exported; beside GroupNorm's."""
+"""Inference of DeepLabV3 as trained, folded and exported, compared with GroupNorm."""
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def _deployment_rows(depth: int, batch: int, options: Options) -> list[Row]:
 
 
 def deployment(options: Options) -> list[Row]:
-    """Inference of DeepLabV3, trained with BCN and WS: as it was trained, folded, and exported; beside GroupNorm's."""
+    """Inference of DeepLabV3 with BCN and WS as trained, folded and exported, compared with GroupNorm."""
     torch.backends.cudnn.benchmark = True  # as in our configs
     return [row for depth in options.depths for batch in options.batches
             for row in _deployment_rows(depth, batch, options)]
@@ -69,7 +69,7 @@ DEPLOYMENT_COLUMNS = {
 
 
 def draw_deployment(rows: list[Row]) -> Figure:
-    """Bars of time beside the line of the network with GroupNorm."""
+    """Bars of time, with a line at the network with GroupNorm."""
     return draw_bars(rows, {'vs_group_norm': 'time of inference / GroupNorm'})
 
 

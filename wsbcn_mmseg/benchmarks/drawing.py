@@ -1,4 +1,4 @@
-"""Bars beside the line of a base, for benchmarks of networks."""
+"""Bars with a line at a baseline, for benchmarks of networks."""
 from matplotlib.figure import Figure
 
 from wsbcn_mmseg.plotting import COLORS
@@ -20,8 +20,8 @@ def draw_bars(rows: list[Row], panels: dict[str, str]) -> Figure:
     for line, (network, shape) in zip(grid, runs, strict=True):
         part = [row for row in rows if (row['network'], row['shape']) == (network, shape)][::-1]
         labels = [f'{row["layer"]}, {row["implementation"]}' for row in part]
-        for axes, (key, title), colour in zip(line, panels.items(), COLORS, strict=False):
-            bars = axes.barh(labels, [row[key] for row in part], color=colour)
+        for axes, (key, title), color in zip(line, panels.items(), COLORS, strict=False):
+            bars = axes.barh(labels, [row[key] for row in part], color=color)
             axes.bar_label(bars, fmt='{:.2f}', padding=3)
             axes.axvline(1, color='black', linewidth=1)
             axes.set(xlabel=title)

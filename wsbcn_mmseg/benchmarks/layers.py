@@ -28,7 +28,7 @@ from .measuring import (
 )
 
 UPDATE_RATE = 0.007
-# Channels and side of the normalised activations of DeepLabV3-R101 at crop 513
+# Channels and side of the normalized activations of DeepLabV3-R101 at crop 513
 LAYER_SHAPES = (
     (64, 257),  # stem
     (64, 129), (256, 129),  # layer 1
@@ -44,7 +44,7 @@ LAYER_BASES = {'vs_group_norm': ('GroupNorm', 'native'), 'vs_batch_norm': ('Batc
 
 
 class Layer(NamedTuple):
-    """A normalisation layer to measure."""
+    """A normalization layer to measure."""
     name: str
     implementation: str
     build: Callable[[int], nn.Module]
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
 
 
 def _layers(options: Options) -> list[Layer]:
-    # PyTorch's group normalisation alone wants parameters of the input's type
+    # Unlike the others, PyTorch's group normalization needs parameters of the input's dtype
     layers = [Layer('GroupNorm', 'native', partial(nn.GroupNorm, 32, dtype=options.dtype)),
               Layer('BatchNorm2d', 'native', nn.BatchNorm2d, batch_statistics=True)]
     names = implementations(options.device)

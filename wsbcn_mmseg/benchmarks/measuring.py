@@ -1,7 +1,7 @@
 """Time and memory, measured side by side.
 
-Everything is measured in one process, all in turn in every round, so that what disturbs the machine disturbs all
-alike; a ratio is the median over the rounds of the ratios within a round.
+All runs are measured in one process, interleaved in rounds, so that disturbances of the machine affect all of them. A
+ratio is the median over the rounds of the ratios within a round.
 """
 import gc
 import importlib.util
@@ -49,7 +49,7 @@ class Options:
 
 @cache
 def _cache_flush(device: str) -> Tensor:
-    """More memory than a GPU has cache, written between measurements: nobody finds its input there already."""
+    """Memory larger than the GPU's cache, written before each measurement so that no input is already cached."""
     return torch.empty(256 * 2**20, dtype=torch.int8, device=device)
 
 
@@ -74,7 +74,7 @@ def _milliseconds(run: Run, device: str) -> list[float]:
 
 def interleaved(runs: Sequence[Run], device: str, rounds: int, warm_up: int = WARM_UP,
                 progress: Callable[[range], Iterable] = iter) -> list[np.ndarray]:
-    """Time all ``runs`` once per round, in another order each round: who runs after whom decides what is in the caches.
+    """Time all ``runs`` once per round, in a different order each round, since the order affects what is cached.
 
     Returns:
         One array per run, of shape (rounds, intervals between its marks), in milliseconds.
@@ -133,7 +133,7 @@ def median_ratio(times: np.ndarray, base: np.ndarray | None) -> float | None:
 
 
 class Benchmark(NamedTuple):
-    """What a module of this package exports: what to run, what of it to show, how to draw it, and its dtype."""
+    """The export of each benchmark module: the function to run, the columns to show, and the plot."""
     run: Callable[[Options], list[Row]]
     columns: dict[str, str]  # keys of a row, with format specifications
     draw: Callable[[list[Row]], Figure]

@@ -34,7 +34,7 @@ UPDATE_RATE = 0.007
 
 
 class Network(NamedTuple):
-    """A row of the network benchmark: a config of ours, and what is put in another's place there."""
+    """A row of the network benchmark: one of our configs, and optionally another class in place of our ConvWS."""
     name: str
     implementation: str
     config: str
@@ -124,7 +124,7 @@ NETWORK_COLUMNS = {
 
 
 def draw_networks(rows: list[Row]) -> Figure:
-    """Bars of time and memory beside the line of the network with BN."""
+    """Bars of time and memory, with a line at the network with BN."""
     return draw_bars(rows, {'vs_bn': 'time of a step / BN', 'saved_vs_bn': 'bytes saved for backward / BN',
                              'peak_vs_bn': 'peak memory / BN'})
 

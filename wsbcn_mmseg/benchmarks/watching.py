@@ -1,4 +1,4 @@
-"""What :class:`~wsbcn_mmseg.hooks.NormStatisticsHook` costs in a training step."""
+"""The time that :class:`~wsbcn_mmseg.hooks.NormStatisticsHook` adds to a training step."""
 import tempfile
 from functools import partial
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ WATCHING_COLUMNS = {'network': '', 'shape': '', 'implementation': '', 'ms': '.1f
 
 
 def draw_watching(rows: list[Row]) -> Figure:
-    """Bars of time beside the line of the plain step."""
+    """Bars of time, with a line at the plain step."""
     return draw_bars(rows, {'vs_plain': 'time of a step / plain'})
 
 

@@ -24,7 +24,7 @@ def made_up_calls(model: nn.Module, training: bool, sides: tuple[int, ...] = SID
         if project_of(model) is None:
             yield lambda images=images: model(images)
         else:
-            samples = [_labelled(model, images.shape[-2:]).to(images.device) for _ in images]
+            samples = [_labeled(model, images.shape[-2:]).to(images.device) for _ in images]
             mode = 'loss' if training else 'tensor'
             yield lambda images=images, samples=samples, mode=mode: model(images, samples, mode=mode)
 
@@ -61,7 +61,7 @@ def _images(model: nn.Module, batch_size: int, sides: tuple[int, ...]) -> Iterat
         yield torch.randn(batch_size, *shape, **like)
 
 
-def _labelled(model: nn.Module, size: tuple[int, int]):
+def _labeled(model: nn.Module, size: tuple[int, int]):
     """A data sample for an image of ``size``: one object that fills it, or class 0 everywhere."""
     project, (height, width) = project_of(model), size
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0),

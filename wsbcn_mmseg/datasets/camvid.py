@@ -48,7 +48,7 @@ class CamVidDataset(BaseSegDataset):
 
     @staticmethod
     def missing_files(data_root: str | Path, split: str) -> str | None:
-        """One sentence about what a split lacks in ``data_root``; None if it is complete."""
+        """A message that names the missing files of a split in ``data_root``; None if it is complete."""
         root = Path(data_root)
         listing = root / f'{split}.txt'
         if not listing.is_file():

@@ -1,8 +1,8 @@
 """A small synthetic stand-in for VOC 2012 and SBD, in the layouts of the real releases.
 
 Each of the 20 object classes is a combination of one of ten colors, a texture or none, and one of five shapes, so that
-color alone does not tell the class. Two to four objects lie on a noisy background. It is there to try the whole
-pipeline in minutes; scores on it say nothing about scores on VOC.
+color alone does not determine the class. Two to four objects are drawn on a noisy background. Use it to try the whole
+pipeline in minutes; scores on it are not comparable with scores on VOC.
 """
 
 import io
@@ -21,7 +21,7 @@ from scipy.sparse import csc_matrix
 from .voc_aug import NUM_CLASSES, VOID, save_label
 
 _MARKER = 'mini_voc.json'
-_COLOURS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60], [50, 190, 190], [45, 90, 210],
+_COLORS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60], [50, 190, 190], [45, 90, 210],
                      [135, 60, 180], [235, 130, 190], [30, 40, 115], [115, 65, 30]], np.float32)
 _MIN_IMAGES = 7  # of two, three or four objects each: enough for every class once
 
@@ -33,7 +33,7 @@ def make_mini_voc(root, num_train=60, num_val=42, num_sbd=120, seed=0):
     and of VOC val. SBD's label maps have no void borders.
 
     Args:
-        root (Path): Folder for both releases; may hold an earlier result of the same settings, which is made anew.
+        root (Path): Folder for both releases; an earlier result with the same settings in it is overwritten.
         num_train (int): Images of VOC train, at least 7. Default 60.
         num_val (int): Images of VOC val, at least 7. Default 42.
         num_sbd (int): Images that only SBD labels. Default 120.
@@ -173,13 +173,13 @@ def _draw_object(rng, image, instances, number, cls, cell):
     """Draw an object of at least 80 pixels across into both maps, in place; it may reach out of its cell a little."""
     y, x, height, width = cell
     radius = max(40.0, rng.uniform(0.35, 0.55) * min(height, width))
-    centre_y = y + height / 2 + rng.uniform(-1, 1) * max(0, height / 2 - radius)
-    centre_x = x + width / 2 + rng.uniform(-1, 1) * max(0, width / 2 - radius)
+    center_y = y + height / 2 + rng.uniform(-1, 1) * max(0, height / 2 - radius)
+    center_x = x + width / 2 + rng.uniform(-1, 1) * max(0, width / 2 - radius)
     reach = 1.3 * radius
-    rows = slice(max(0, int(centre_y - reach)), int(centre_y + reach))
-    columns = slice(max(0, int(centre_x - reach)), int(centre_x + reach))
-    dy = (np.arange(image.shape[0], dtype=np.float32)[rows, None] - centre_y) / radius
-    dx = (np.arange(image.shape[1], dtype=np.float32)[None, columns] - centre_x) / radius
+    rows = slice(max(0, int(center_y - reach)), int(center_y + reach))
+    columns = slice(max(0, int(center_x - reach)), int(center_x + reach))
+    dy = (np.arange(image.shape[0], dtype=np.float32)[rows, None] - center_y) / radius
+    dx = (np.arange(image.shape[1], dtype=np.float32)[None, columns] - center_x) / radius
     angle = rng.uniform(-0.25, 0.25)
     cos, sin = math.cos(angle), math.sin(angle)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
@@ -189,7 +189,7 @@ def _draw_object(rng, image, instances, number, cls, cell):
     distance = _shape(u, v, (color + 2 * textured) % 5)
     alpha = np.clip((1 - distance) * radius + 0.5, 0, 1)[..., None]
     tone = 1 + 0.4 * _texture(u, v, texture, rng.uniform(0, 2 * math.pi)) + 0.12 * (u * rng.uniform(-1, 1) - v)
-    shade = (_COLOURS[color] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
+    shade = (_COLORS[color] + rng.uniform(-15, 15, 3)) * rng.uniform(0.8, 1.15)
     image[rows, columns] += alpha * (tone[..., None] * shade.astype(np.float32) - image[rows, columns])
     instances[rows, columns][alpha[..., 0] >= 0.5] = number
 

@@ -25,11 +25,11 @@ _AUG_SOURCE = 'a fresh copy of the SegmentationClassAug folder, or pass --sbd to
 
 
 class VOCAugError(Exception):
-    """The augmented set cannot be made; the message says why and what to do next."""
+    """The augmented set cannot be made; the message gives the reason and the next step."""
 
 
 class Job(NamedTuple):
-    """One image to verify; ``output`` is where its label map goes, or None if it is only verified."""
+    """One image to verify; ``output`` is the file to write its label map to, or None to only verify it."""
 
     image: Path
     label: Path
@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What became of a job: ``problems`` are (path, reason) pairs, ``written`` tells a new output from a kept one."""
+    """The result of a job: ``problems`` are (path, reason) pairs; ``written`` is False if the output existed."""
 
     problems: list
     written: bool
@@ -73,7 +73,7 @@ def save_label(path, label):
 
 
 def load_label(path):
-    """Read a label map, uint8 of shape (H, W), from a palette or grey-scale PNG or from an SBD ``.mat`` file.
+    """Read a label map, uint8 of shape (H, W), from a palette or grayscale PNG or from an SBD ``.mat`` file.
 
     Raises:
         ValueError: If the file decodes but is no label map: wrong type, values other than 0-20 (and 255 in a PNG), or
@@ -87,7 +87,7 @@ def load_label(path):
     else:
         with Image.open(path) as image:
             if image.mode not in ('P', 'L'):
-                raise ValueError(f'neither a palette nor a grey-scale image (mode {image.mode})')
+                raise ValueError(f'neither a palette nor a grayscale image (mode {image.mode})')
             label = np.array(image)
         valid = (label < NUM_CLASSES) | (label == VOID)
     if label.dtype != np.uint8 or label.ndim != 2:
@@ -100,7 +100,7 @@ def load_label(path):
 
 
 def plan_voc_aug(voc_root, sbd_root=None, aug_root=None, expected=10582):
-    """Read the lists and say which label maps have to be made from what.
+    """Read the lists and plan which label maps have to be made from which files.
 
     Args:
         voc_root (Path): The VOC2012 folder; holds JPEGImages, SegmentationClass and ImageSets.
@@ -158,7 +158,7 @@ def prepare_voc_aug(plan, workers=1):
         int: How many label maps were written; the other ones were right already.
 
     Raises:
-        VOCAugError: If files are missing or corrupt: names the first 20, says how many, and where to get them.
+        VOCAugError: If files are missing or corrupt: the message has the first 20, their number, and where to get them.
     """
     if plan.train:
         plan.train[0].output.parent.mkdir(exist_ok=True)

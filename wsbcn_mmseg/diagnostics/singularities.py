@@ -1,8 +1,8 @@
 """How far a network is from elimination singularities (Sections 3.2 and 6.1).
 
-A channel is eliminated where ReLU never lets it through, and under-represented where it is small beside the others that
-are normalised with it. Everything here is a function of per-channel statistics of shape (C,); what collects them during
-training is :class:`wsbcn_mmseg.hooks.NormStatisticsHook`.
+A channel is eliminated if ReLU sets it to zero for all inputs, and under-represented if it is small compared with the
+channels that are normalized together with it. All functions take per-channel statistics of shape (C,), which
+:class:`wsbcn_mmseg.hooks.NormStatisticsHook` collects during training.
 """
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def stat_diff(mean: Tensor, var: Tensor, num_groups: int) -> Tensor:
-    """Statistical difference between the channels that are normalised together (Eq. 35).
+    """Statistical difference between the channels that are normalized together (Eq. 35).
 
     The deviation of the channels' means over the mean of their deviations, without unit: 0 where all channels have the
-    same mean, as after batch normalisation, large where the largest channels leave nothing of the others.
+    same mean, as after batch normalization, large where the largest channels leave nothing of the others.
 
     Args:
         mean, var: Running mean and variance of each channel after a convolution, before the norm; shape (C,).
-        num_groups: Groups of channels that are normalised together; a divisor of C.
+        num_groups: Groups of channels that are normalized together; a divisor of C.
 
     Returns:
         StatDiff of each group, shape (num_groups,).
@@ -40,7 +40,7 @@ def eliminated(maximum: Tensor) -> Tensor:
 
 
 def under_represented(size: Tensor, fraction: float = .1) -> Tensor:
-    """Which channels are small beside the others of their layer (Section 6.1.2).
+    """Which channels are small compared with the others of their layer (Section 6.1.2).
 
     Args:
         size: How often each channel is active, in [0, 1], or its scale, the deviation after the norm; shape (C,).
@@ -53,17 +53,17 @@ def under_represented(size: Tensor, fraction: float = .1) -> Tensor:
 
 
 def distance_to_batch_norm(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """How far normalised channels are from mean 0 and variance 1, which batch normalisation gives (Section 6.1.3).
+    """How far normalized channels are from mean 0 and variance 1, which batch normalization gives (Section 6.1.3).
 
     In the coordinates of Eq. 33 and Fig. 5: sigma_mu and sigma_sigma, estimated from the layer's channels as root mean
-    squares about the values of batch normalisation.
+    squares about the values of batch normalization.
 
     Args:
         mean, var: Mean and variance of each channel after the norm and before its affine map; shape (C,).
 
     Returns:
         Two 0-dim tensors: the root mean square of the means, and that of the logarithms of the deviations. Both are 0
-        for batch normalisation.
+        for batch normalization.
     """
     return mean.square().mean().sqrt(), (var.log() / 2).square().mean().sqrt()
 

@@ -11,7 +11,7 @@ def gradient_shares(standardized: Tensor, gradient: Tensor) -> Tensor:
     Of each output channel, with I its fan-in:
     :math:`\frac1I \langle\hat W, \nabla\rangle^2`, :math:`\frac1I \langle 1, \nabla\rangle^2` and
     :math:`\sigma_W^2 \|\nabla_W L\|^2`, as shares of their sum, which is the squared gradient norm itself as far as
-    :math:`\|\hat W\|^2 = I`, that is, where eps of Eq. 7 is small beside the variance.
+    :math:`\|\hat W\|^2 = I`, that is, where eps of Eq. 7 is small compared with the variance.
 
     Args:
         standardized: The standardized kernel :math:`\hat W`, shape (O, I/groups, *kernel_size).
@@ -37,7 +37,7 @@ def hessian_norms(loss: Callable[[Tensor], Tensor], weight: Tensor, channel: int
     Row by row, by Hessian-vector products: 2 I of them, so for small layers.
 
     Args:
-        loss: The loss as a function of the centred kernel :math:`\dot W`; twice differentiable.
+        loss: The loss as a function of the centered kernel :math:`\dot W`; twice differentiable.
         weight: The kernel W, shape (O, I, *kernel_size).
         channel: Output channel of the block.
 
@@ -45,11 +45,11 @@ def hessian_norms(loss: Callable[[Tensor], Tensor], weight: Tensor, channel: int
         :math:`\|\dot H\|_F^2`, :math:`\|H\|_F^2`, and the least difference that Eq. 24 promises,
         :math:`(\sum_{ij} \dot H_{ij})^2 / I^2`; 0-dim tensors. (The paper prints the norms without their squares.)
     """
-    def centre(w: Tensor) -> Tensor:
+    def center(w: Tensor) -> Tensor:
         return w - w.flatten(1).mean(1).view(-1, *[1] * (w.dim() - 1))
 
-    before = _hessian_block(loss, centre(weight.detach()), channel)
-    after = _hessian_block(lambda w: loss(centre(w)), weight.detach(), channel)
+    before = _hessian_block(loss, center(weight.detach()), channel)
+    after = _hessian_block(lambda w: loss(center(w)), weight.detach(), channel)
     return before.square().sum(), after.square().sum(), (before.sum() / len(before)).square()
 
 

@@ -1,1 +1,1 @@
-"""Trainings side by side, and the figures of the paper made again."""
+"""Comparisons of several trainings, and reproductions of the paper's figures."""

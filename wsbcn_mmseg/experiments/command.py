@@ -1,4 +1,4 @@
-"""What the commands that compare trainings share: their arguments, and how they end."""
+"""Arguments and error handling of the commands that compare trainings."""
 import argparse
 import sys
 from pathlib import Path

@@ -20,7 +20,7 @@ from wsbcn_mmseg.runtime.records import read_jsonl, read_scalars, write_csv
 
 from .method import file_name
 
-KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, beside the reported one
+KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, in addition to the reported one
 
 
 class TrainingsFailed(RuntimeError):
@@ -57,7 +57,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Trainings and what is done with them.
+    """Trainings, and how to run and report them.
 
     Attributes:
         trainings: What to run.
@@ -86,7 +86,7 @@ class Comparison:
             TrainingsFailed: After all that can be run and written, if a training failed.
         """
         rows = train_all(self)
-        summary = summarise(rows)
+        summary = summarize(rows)
         order = list(dict.fromkeys(training.method for training in self.trainings))
         table = markdown_table(summary, order)
         name = self.out.resolve().name
@@ -106,7 +106,7 @@ def check_all_succeeded(rows: list[dict]) -> None:
 
 
 def train_all(comparison: Comparison) -> list[dict]:
-    """Run trainings; those that ``out`` or ``reuse`` has results of are not run again.
+    """Run trainings, except those with results in ``out`` or ``reuse``.
 
     ``out / 'results.jsonl'`` gets a line as each training ends.
 
@@ -172,7 +172,7 @@ def _train(training: Training, comparison: Comparison) -> dict:
     return dict(score=scores[comparison.metric], scores=kept)
 
 
-def summarise(rows: list[dict]) -> list[dict]:
+def summarize(rows: list[dict]) -> list[dict]:
     """Mean and standard error of the score over seeds, one row per method and batch, in the order first seen."""
     groups: dict[tuple, list[float]] = {}
     for row in sorted(rows, key=lambda row: -row['batch']):
@@ -205,20 +205,20 @@ def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -
     """Points with standard errors, methods across, one panel per batch size, all on one scale.
 
     Args:
-        summary: Rows of :func:`summarise`.
+        summary: Rows of :func:`summarize`.
         order: Methods from left to right.
         label: Of the score's axis.
-        out: Picture to write; the suffix says the format.
+        out: Picture to write; the suffix determines the format.
     """
     batches = sorted({row['batch'] for row in summary}, reverse=True)
-    width = max(3.6, 0.6 * len(order))  # labels lie beside each other
+    width = max(3.6, 0.6 * len(order))  # so that labels do not overlap
     figure, panels = plt.subplots(1, len(batches), figsize=(width * len(batches), 3.8), sharey=True, squeeze=False,
                                   layout='constrained')
     for axes, batch in zip(panels[0], batches, strict=True):
-        for colour, method in zip(itertools.cycle(COLORS), order, strict=False):
+        for color, method in zip(itertools.cycle(COLORS), order, strict=False):
             row = next((row for row in summary if (row['method'], row['batch']) == (method, batch)), None)
             if row and row['mean'] is not None:
-                axes.errorbar(method, row['mean'], row['std_error'], marker='o', capsize=4, color=colour)
+                axes.errorbar(method, row['mean'], row['std_error'], marker='o', capsize=4, color=color)
                 axes.annotate(f'{row["mean"]:.1f}', (method, row['mean']), xytext=(7, 0), textcoords='offset points',
                               va='center', fontsize=8)
             else:

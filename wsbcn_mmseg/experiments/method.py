@@ -1,4 +1,4 @@
-"""What the experiments compare: one row per method, whatever is trained."""
+"""The methods that experiments compare."""
 import re
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ def options(settings: dict) -> tuple[str, ...]:
 
 
 def methods(min_channels_per_group: int) -> dict[str, Method]:
-    """All that are compared, by name.
+    """All methods, by name.
 
     BCN is in large-batch mode where an update has several images, and follows Algorithm 1 where it has one.
 

@@ -1,4 +1,4 @@
-"""Photographs, their labels and what a network predicts, side by side."""
+"""Images, labels and predictions side by side."""
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ def draw_predictions(model: nn.Module, dataset: BaseSegDataset, out: Path, count
     Args:
         model: From :func:`wsbcn_mmseg.load_segmentor`.
         dataset: Its samples name an image and a label file; labels are class indices.
-        out: Picture to write; the suffix says the format.
+        out: Picture to write; the suffix determines the format.
         count: Images to show. Defaults to 4.
 
     Returns:

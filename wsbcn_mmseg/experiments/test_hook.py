@@ -9,13 +9,13 @@ from mmengine.registry import HOOKS
 class TestAfterTrainingHook(Hook):
     """Run the test loop once when training ends, and log its metrics as ``test/...`` beside those of validation.
 
-    Choices are then made on validation images and reported on test images, in one run.
+    With it, settings can be chosen on validation images and reported on test images, from one run.
     """
     priority = 'LOW'  # after the logger has written the last validation
     __test__ = False  # of pytest
 
     def before_train(self, runner) -> None:
-        runner.test_loop  # noqa: B018  builds the data set: what is missing ends the run now, not after training
+        runner.test_loop  # noqa: B018  builds the data set, so that missing files are found before training
 
     def after_train(self, runner) -> None:
         metrics = runner.test_loop.run()

@@ -1,4 +1,4 @@
-"""The paper's Figures 4, 6 and 7, and a map of eliminated channels, from what ``NormStatisticsHook`` wrote."""
+"""The paper's Figures 4, 6 and 7, and a map of eliminated channels, from the records of ``NormStatisticsHook``."""
 import itertools
 import statistics
 from pathlib import Path
@@ -58,13 +58,13 @@ def plot_stat_diff(runs: dict[str, list[dict]]) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 4), layout='constrained')
     axis = _axis([line for lines in runs.values() for line in lines])
     styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), runs.items(), strict=False)
-    for colour, marker, (name, lines) in styles:
+    for color, marker, (name, lines) in styles:
         times, layers = _series(lines, 'stat_diff', axis)
         means = [statistics.mean(values) for values in layers]
         spread = [statistics.pstdev(values) for values in layers]
-        axes.plot(times, means, color=colour, marker=marker, markevery=max(1, len(means) // 8), label=name)
+        axes.plot(times, means, color=color, marker=marker, markevery=max(1, len(means) // 8), label=name)
         axes.fill_between(times, [max(0, m - s) for m, s in zip(means, spread, strict=True)],
-                          [m + s for m, s in zip(means, spread, strict=True)], color=colour, alpha=.12, linewidth=0)
+                          [m + s for m, s in zip(means, spread, strict=True)], color=color, alpha=.12, linewidth=0)
     axes.set(xlabel=LABELS[axis], ylabel='StatDiff, mean and deviation over layers', ylim=(0, None))
     axes.grid(alpha=.3)
     axes.legend()
@@ -89,9 +89,9 @@ def draw_gradient_shares(axes: plt.Axes, lines: list[dict]) -> None:
     """:func:`plot_gradient_shares` into given axes."""
     if not any('gradient_left' in layer for line in lines for layer in line['layers'].values()):
         raise ValueError('the run has no gradient shares; train with NormStatisticsHook(gradients=True) and ConvWS')
-    for colour, marker, (key, label) in zip(COLORS, MARKERS, SHARES.items(), strict=False):
+    for color, marker, (key, label) in zip(COLORS, MARKERS, SHARES.items(), strict=False):
         times, layers = _series(lines, key, _axis(lines))
-        axes.plot(times, [statistics.mean(values) for values in layers], color=colour, marker=marker,
+        axes.plot(times, [statistics.mean(values) for values in layers], color=color, marker=marker,
                   markevery=max(1, len(layers) // 8), label=label)
     axes.set(xlabel=LABELS[_axis(lines)], ylabel='Share of the squared gradient norm', yscale='log', ylim=(None, 1.3))
     axes.grid(alpha=.3, which='both')
@@ -135,11 +135,11 @@ def plot_histograms(lines: list[dict]) -> Figure:
     for axes, place in zip(panels, ('before', 'after'), strict=True):
         data = histogram[place]
         width = (data['high'] - data['low']) / len(data['counts'][0])
-        centres = [data['low'] + (i + .5) * width for i in range(len(data['counts'][0]))]
-        for colour, channel, counts in zip(COLORS, histogram['channels'], data['counts'], strict=False):
-            # After the norm comes ReLU: what lies below 0 is pale
-            alphas = [.25 if place == 'after' and centre < 0 else .8 for centre in centres]
-            bars = axes.bar(centres, counts, width, color=colour, label=f'channel {channel}')
+        centers = [data['low'] + (i + .5) * width for i in range(len(data['counts'][0]))]
+        for color, channel, counts in zip(COLORS, histogram['channels'], data['counts'], strict=False):
+            # ReLU, which follows the norm, removes values below 0: draw them pale
+            alphas = [.25 if place == 'after' and center < 0 else .8 for center in centers]
+            bars = axes.bar(centers, counts, width, color=color, label=f'channel {channel}')
             for bar, alpha in zip(bars, alphas, strict=True):
                 bar.set_alpha(alpha)
         axes.set(title=f'{place} the norm, iteration {line["iter"]}', xlabel='Value', ylabel='Pixels')

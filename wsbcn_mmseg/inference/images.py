@@ -1,4 +1,4 @@
-"""From files to images."""
+"""Find and read image files."""
 import glob
 import warnings
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ SUFFIXES = {'.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as RGB, uint8 of shape (H, W, 3).
 
-    Turned upright as EXIF says; gray becomes RGB; transparent parts become white; 16-bit values are divided by 257; of
-    animations the first frame counts.
+    The image is rotated according to EXIF. Gray becomes RGB, transparent pixels become white, 16-bit values are divided
+    by 257, and of animations the first frame is read.
 
     Raises:
-        ValueError: If the file is missing, damaged or no image of these kinds; one sentence, without the path.
+        ValueError: If the file is missing, damaged or not a supported image; the message does not contain the path.
     """
     try:
         with warnings.catch_warnings():
@@ -33,7 +33,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f'has more than {Image.MAX_IMAGE_PIXELS:,} pixels') from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError('is no image, or of a format unknown here') from error
+        raise ValueError('is not an image of a supported format') from error
     except ValueError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
@@ -47,7 +47,7 @@ def _rgb(image: Image.Image) -> Image.Image:
             raise ValueError(f'has values from {values.min()} to {values.max()}, beyond 16 bits')
         image = Image.fromarray((values / 257).round().astype(np.uint8))
     if image.mode == 'F':
-        raise ValueError('has floating-point values, whose black and white nobody knows')
+        raise ValueError('has floating-point values of unknown range; convert it to 8 or 16 bits')
     if 'A' in image.mode or 'a' in image.mode or 'transparency' in image.info:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
@@ -55,10 +55,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def find_images(patterns: Iterable[str | Path]) -> list[Path]:
-    """The files that are meant: files themselves, all images in and below folders, matches of globs; each once.
+    """All files given by paths, folders (including subfolders) and globs, each once.
 
     Raises:
-        UsageError: If a folder or a glob holds no image.
+        UsageError: If a folder or a glob contains no image.
     """
     found = []
     for pattern in map(str, patterns):
@@ -68,7 +68,7 @@ def find_images(patterns: Iterable[str | Path]) -> list[Path]:
         elif not Path(pattern).exists() and glob.has_magic(pattern):
             files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
         else:
-            files = [Path(pattern)]  # missing or damaged, it will get its sentence
+            files = [Path(pattern)]  # reading it reports missing and damaged files
         if not files:
             raise UsageError(f'{pattern} holds no images')
         found += files

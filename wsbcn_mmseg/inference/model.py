@@ -1,4 +1,4 @@
-"""From a checkpoint to a network that predicts."""
+"""Build a segmentor and load its checkpoint."""
 import copy
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from .pipeline import test_set
 
 def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: str = 'cpu',
                    options: dict | None = None) -> nn.Module:
-    """A trained segmentor, ready to predict.
+    """Build a segmentor and load trained weights.
 
-    Like MMSegmentation's ``init_model``, and further: reads the checkpoint with ``weights_only=True`` and refuses one
-    that does not fill the network.
+    Like MMSegmentation's ``init_model``, but reads the checkpoint with ``weights_only=True`` and raises an error if it
+    does not fit the network.
 
     Args:
         config: Config file, or a config.
@@ -36,7 +36,7 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
         ``dataset_meta``.
 
     Raises:
-        UsageError: If a file is missing or unreadable, or the two do not belong together; one sentence.
+        UsageError: If a file is missing or unreadable, or config and checkpoint do not fit.
     """
     cfg = copy.deepcopy(config) if isinstance(config, Config) else load_config(str(config), options, None, 'none')
     if not cfg.get('model'):
@@ -47,10 +47,10 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     description = copy.deepcopy(cfg.model)
     for part in (description, description.get('backbone') or {}):
-        part.pop('init_cfg', None)  # the checkpoint has it all
+        part.pop('init_cfg', None)  # the checkpoint contains all weights
     try:
         model = MODELS.build(description)
-    except KeyError as error:  # a type that nobody registered
+    except KeyError as error:  # a type that is not registered
         raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
     try:
         problems = model.load_state_dict(read_weights(checkpoint), strict=False)

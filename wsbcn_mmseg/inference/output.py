@@ -1,4 +1,4 @@
-"""From labels to files."""
+"""Write predictions to files."""
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray
 
 
 def with_legend(colors: np.ndarray, labels: np.ndarray, meta: dict) -> Image.Image:
-    """A color mask, and beside it the names of the classes in it with their share of the pixels.
+    """A color mask with a legend at its right: the classes that occur, with their share of the pixels.
 
     Args:
         colors: uint8 of shape (H, W, 3).

@@ -1,4 +1,4 @@
-"""From images to labels."""
+"""Predict labels for images."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +23,14 @@ INFERENCE_MODES = ('whole', 'slide')
 
 @dataclass
 class Prediction:
-    """What became of an image.
+    """The prediction for an image, or the reason why there is none.
 
     Attributes:
         source: The path of its file, or 'image N' of an array.
-        labels: Class of every pixel, uint8 of shape (H, W) of the upright image; None where there is a problem, and
-            where it was written to files.
-        files: Paths of what was written, by kind: 'labels', 'masks', 'overlays'.
-        problem: Why there is no result, one sentence; None if there is one.
+        labels: Class of every pixel, uint8 of shape (H, W) of the upright image; None if there is a problem, or if
+            files were written.
+        files: Paths of the written files, by kind: 'labels', 'masks', 'overlays'.
+        problem: Why there is no prediction, as one sentence; None if there is one.
     """
     source: str
     labels: np.ndarray | None = None
@@ -41,17 +41,17 @@ class Prediction:
 def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str | Path | None = None, *,
           tta: bool = False, mode: str | None = None, batch: int = 1, opacity: float = 0.5,
           progress: bool = True) -> list[Prediction]:
-    """Segment images; no file, whatever is wrong with it, stops the others.
+    """Segment images. A file that cannot be segmented is reported and skipped.
 
     Args:
         model: From :func:`load_segmentor`; a folded one (:func:`wsbcn_mmseg.fold`) works too.
         images: Files, folders, globs, and arrays in RGB, uint8 of shape (H, W, 3); one or a sequence.
         out: Folder for ``labels/NAME.png`` (palette of VOC), ``masks/NAME.png`` (colors, with a legend) and
             ``overlays/NAME.png``; None writes nothing and returns the labels. Defaults to None.
-        tta: Average over several scales and mirroring, as the config's ``tta_pipeline`` says. Defaults to False.
-        mode: 'whole' images at a time, or 'slide': a window over each; the config's ``test_cfg`` or ``crop_size`` says
-            of what size. Defaults to None: what the config says.
-        batch: Images that run together, where they are of one size. Defaults to 1.
+        tta: Average over several scales and mirroring by the config's ``tta_pipeline``. Defaults to False.
+        mode: 'whole' for whole images, 'slide' for a sliding window, whose size is in the config's ``test_cfg`` or
+            ``crop_size``. Defaults to None: the mode in the config.
+        batch: How many images of equal size run together. Defaults to 1.
         opacity: Of the colors in overlays, 0 to 1. Defaults to 0.5.
         progress: Show a progress bar. Defaults to True.
 
@@ -59,7 +59,7 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
         One prediction per image, in their order.
 
     Raises:
-        UsageError: If the arguments cannot be met; one sentence.
+        UsageError: If an argument is not valid or not supported by the config.
     """
     if isinstance(images, (str, Path, np.ndarray)):
         images = [images]
@@ -107,7 +107,7 @@ def _network(model: nn.Module, tta: bool) -> nn.Module:
 
 
 class _InferenceMode:
-    """Within, the model infers whole images or by a sliding window."""
+    """Within this context, the model infers on whole images or with a sliding window."""
 
     def __init__(self, model: nn.Module, mode: str | None):
         if mode not in (None, *INFERENCE_MODES):
@@ -130,7 +130,7 @@ _Item = tuple[int, np.ndarray, dict]  # which image, its pixels, what the pipeli
 
 
 def _groups(sources: list, predictions: list[Prediction], pipeline: Compose, batch: int) -> Iterator[list[_Item]]:
-    """Up to ``batch`` images of one size at a time; few wait for others of theirs."""
+    """Groups of up to ``batch`` images of equal size; at most 4 * ``batch`` images are kept in memory."""
     waiting: dict[tuple, list[_Item]] = {}
     for index, source in enumerate(sources):
         try:

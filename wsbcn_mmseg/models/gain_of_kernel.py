@@ -1,4 +1,4 @@
-"""The start of weight normalization's gains."""
+"""Initialization of weight normalization's gains."""
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 

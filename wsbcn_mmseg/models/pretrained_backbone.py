@@ -8,7 +8,7 @@ from torch import nn
 
 from wsbcn_mmseg.runtime.checkpoint import read_weights
 
-# What a classifier has behind its backbone when nothing marks the backbone.
+# Layers after the backbone, in classifiers whose backbone has no prefix
 _CLASSIFIER = ('fc.', 'head.', 'classifier.')
 
 
@@ -16,14 +16,14 @@ _CLASSIFIER = ('fc.', 'head.', 'classifier.')
 class PretrainedBackbone:
     """Initialize a backbone from a checkpoint of a classifier, a segmentor or the backbone itself.
 
-    Like ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` of MMEngine, and further: reads the file with
-    ``weights_only=True``, takes bare backbones too, says how many tensors were loaded, and refuses a file that does not
-    fill the backbone, which MMEngine would only mention in the log.
+    Like ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` of MMEngine, but reads the file with
+    ``weights_only=True``, accepts bare backbones too, logs how many tensors were loaded, and raises an error if the
+    file does not fit the backbone, which MMEngine would only log.
 
     Args:
         checkpoint: Path of the file.
         rename: Pairs of a regular expression and a replacement, applied one after the other to each name in the file;
-            ``{norm}`` in a replacement stands for what the file calls its norms (``bn``, ``gn``, ``bcn``).
+            ``{norm}`` in a replacement stands for the name of norms in the file (``bn``, ``gn``, ``bcn``).
 
     Raises:
         ValueError: If a tensor of the backbone is missing in the file or has another shape, or the file has others.

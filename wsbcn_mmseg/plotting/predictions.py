@@ -1,4 +1,4 @@
-"""Predictions beside the truth."""
+"""Predictions next to the ground truth."""
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,7 @@ def plot_predictions(voc_root: str | Path, predictions: str | Path, out: str | P
         count: Images to show, evenly spaced over the split. Defaults to 6.
 
     Raises:
-        FileNotFoundError: If the folder holds no predictions.
+        FileNotFoundError: If the folder contains no predictions.
     """
     voc_root = Path(voc_root)
     files = sorted(Path(predictions).glob('*.png'))

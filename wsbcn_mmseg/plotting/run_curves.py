@@ -9,7 +9,8 @@ from wsbcn_mmseg.runtime.records import read_scalars
 
 from .style import COLORS, MARKERS
 
-# What a run may have logged, the first that all runs have is drawn: key, label, whether 100 minus it is shown
+# Scalars that a run may have logged, of which the first that all runs have is drawn: key, label, whether to draw 100
+# minus the value
 TRAINING = (('accuracy_top-1', 'Training error (%)', True), ('loss', 'Training loss', False))
 VALIDATION = (('accuracy/top1', 'Validation error (%)', True), ('mIoU', 'mIoU (%)', False),
               ('coco/bbox_mAP', 'Box AP', False))
@@ -20,7 +21,7 @@ def plot_curves(work_dir: str | Path, out: str | Path) -> None:
 
     Args:
         work_dir: Folder of a run.
-        out: Picture to write; the suffix says the format.
+        out: Picture to write; the suffix determines the format.
 
     Raises:
         FileNotFoundError: As :func:`read_scalars`.
@@ -44,7 +45,7 @@ def plot_runs(work_dirs: Sequence[str | Path], out: str | Path) -> None:
 
     Args:
         work_dirs: Folders of the runs; their last parts are the names, unless two are the same.
-        out: Picture to write; the suffix says the format.
+        out: Picture to write; the suffix determines the format.
 
     Raises:
         FileNotFoundError: As :func:`read_scalars`.

@@ -1,4 +1,4 @@
-"""Reading checkpoints without running what may be hidden in them."""
+"""Read checkpoints without executing code that they may contain."""
 import pickle
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +10,16 @@ from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
 
 def _history_method(owner, name: str):
-    """Stands in for ``getattr``, by which a HistoryBuffer pickles its statistics methods; free ``getattr`` would give a
-    file the run of the interpreter."""
+    """Replaces ``getattr``, which a HistoryBuffer uses to pickle its statistics methods; an unrestricted ``getattr``
+    would let a file execute any code."""
     if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
         raise pickle.UnpicklingError(f'{name} of {owner} is not among the things a checkpoint may hold')
     return getattr(owner, name)
 
 
-_history_method.__module__, _history_method.__qualname__ = 'builtins', 'getattr'  # the name it answers to in files
+_history_method.__module__, _history_method.__qualname__ = 'builtins', 'getattr'  # its name in files
 
-# What MMEngine's message hub stores beside the weights of a run, and nothing else.
+# The types that MMEngine's message hub saves in addition to weights, and no others.
 _RUN_STATE = [
     HistoryBuffer, _history_method, np.ndarray, np.dtype, np.float64(0).__reduce__()[0], np.array(0).__reduce__()[0],
     *{type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64', 'uint64', 'bool')}
@@ -38,7 +38,7 @@ def _run_state_allowed():
 
 
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
-    """A checkpoint file as a dictionary, read with ``weights_only=True``; what a run of MMEngine's saves is accepted.
+    """Read a checkpoint with ``weights_only=True``; the run state that MMEngine saves is accepted.
 
     Args:
         path: The file.
@@ -78,10 +78,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def safe_loading():
-    """Within, MMEngine's runner reads checkpoint files by :func:`read_checkpoint`.
+    """Within this context, MMEngine's runner reads checkpoint files by :func:`read_checkpoint`.
 
-    Its own loader either refuses the state of its own runs (upstream with torch 2.6 and later) or, where it cannot read
-    a file safely, reads it unsafely (OneDL).
+    Its own loader either refuses the state of its own runs (upstream with torch 2.6 and later) or falls back to unsafe
+    loading (OneDL).
     """
     CheckpointLoader.register_scheme('', read_checkpoint, force=True)
     try:

@@ -1,4 +1,4 @@
-"""What a user can get wrong before a run, checked before anything is built; each fault is one sentence."""
+"""Checks of data, checkpoint, batch and GPUs before a run; each problem is a UsageError."""
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,15 +23,15 @@ _WHERE = {
 
 
 def check_gpus() -> None:
-    """Every process on this machine needs a GPU, if there are any."""
+    """Raise an error if this machine has GPUs, but fewer than processes."""
     here = int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1)
     gpus = torch.cuda.device_count()
     if 0 < gpus < here:
-        raise UsageError(f'{here} processes were asked for, but this machine has {gpus} GPUs; ask for at most {gpus}')
+        raise UsageError(f'{here} processes were requested, but this machine has {gpus} GPUs; use at most {gpus}')
 
 
 def check_batch(cfg: Config, options: dict | None) -> None:
-    """The number of processes must divide the total batch size, unless somebody said how many images each takes."""
+    """The number of processes must divide the total batch size, unless the batch size per process was set."""
     processes, total = int(os.environ.get('WORLD_SIZE', 1)), cfg.get('total_batch_size')
     if not total or total % processes == 0 or 'train_dataloader.batch_size' in (options or {}):
         return
@@ -39,7 +39,7 @@ def check_batch(cfg: Config, options: dict | None) -> None:
     nearest = [max((n for n in divisors if n < processes), default=None),
                min((n for n in divisors if n > processes), default=None)]
     raise UsageError(f'{processes} processes cannot share a total batch of {total} images; take '
-                     f'{" or ".join(str(n) for n in nearest if n)} processes, or say how many images each takes: '
+                     f'{" or ".join(str(n) for n in nearest if n)} processes, or set the images per process: '
                      '--cfg-options train_dataloader.batch_size=N')
 
 
@@ -49,10 +49,10 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
     for phase in phases:
         for dataset in _datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset', {})):
             if '://' in (dataset.get('data_root') or ''):
-                continue  # remote storage answers for itself
+                continue  # remote paths are not checked
             root = Path(dataset.get('data_root') or '.')
             if not root.is_dir():
-                advice = _WHERE.get(str(dataset['type']), 'put the data there, or say where it is: '
+                advice = _WHERE.get(str(dataset['type']), 'put the data there, or set its folder: '
                                     f'--cfg-options {phase}_dataloader.dataset.data_root=FOLDER')
                 raise UsageError(f'data folder {root} does not exist; {advice}')
             ann_file = dataset.get('ann_file')
@@ -83,7 +83,7 @@ def _dataset_type(dataset: dict) -> type:
 
 
 def _check_files(dataset: dict, root: Path) -> None:
-    """Data sets that know which files belong to a split are asked."""
+    """Check the files of data sets that can list them."""
     missing_files = getattr(_dataset_type(dataset), 'missing_files', None)
     problem = missing_files(root, dataset['split']) if missing_files else None
     if problem:
@@ -100,14 +100,14 @@ def _check_classes(cfg: Config, dataset: dict) -> None:
 
 
 def num_classes(cfg: Config) -> int | None:
-    """Classes of the (last) decode head, None where the model has none."""
+    """Number of classes of the (last) decode head; None if the model has no decode head."""
     head = cfg.model.get('decode_head')
     head = head[-1] if isinstance(head, (list, tuple)) else head
     return head.get('num_classes') if head else None
 
 
 def check_checkpoint(path: str, classes: int | None = None) -> None:
-    """The file must be readable without running code in it and, if asked, have as many classes as the model."""
+    """The file must be readable without executing code in it and, if ``classes`` is given, have as many classes."""
     if '://' in path:
         return
     try:

@@ -1,5 +1,5 @@
-"""The error that commands show as one sentence."""
+"""The error whose message commands print without a traceback."""
 
 
 class UsageError(Exception):
-    """Something that the user can put right; the message says how."""
+    """A mistake in how a command or function is used. The message is one sentence and explains how to correct it."""

@@ -1,4 +1,4 @@
-"""From a config file to running processes: what the commands share."""
+"""Read a config and start processes: shared by the commands."""
 import gc
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from .errors import UsageError
 def load_config(path: str, options: dict | None, work_dir: str | None, launcher: str) -> Config:
     """Read a config and merge the command line into it.
 
-    ``WORLD_SIZE`` must be known before the config is read: batch sizes and schedules depend on it.
+    ``WORLD_SIZE`` must be set before the config is read: batch sizes and schedules depend on it.
     """
     if not Path(path).is_file():
         raise UsageError(f'config {path} does not exist')
@@ -33,9 +33,9 @@ def load_config(path: str, options: dict | None, work_dir: str | None, launcher:
 
 @contextmanager
 def processes(cfg: Config) -> Iterator[None]:
-    """Around the runner: the processes of ``cfg.launcher`` start to talk before it and, if it succeeds, end after it.
+    """Create the process group of ``cfg.launcher`` before a run and, if the run succeeds, destroy it afterwards.
 
-    After an error the group is left alone: the other processes may be waiting for this one, and would hang both.
+    After an error the group is not destroyed: the other processes may be waiting for this one, and all would hang.
     """
     start_processes(cfg)
     yield
@@ -43,7 +43,7 @@ def processes(cfg: Config) -> Iterator[None]:
 
 
 def start_processes(cfg: Config) -> None:
-    """Without a GPU, let the processes of torchrun talk over gloo; MMEngine's own start needs CUDA."""
+    """Without a GPU, connect the processes of torchrun over gloo; MMEngine's own initialization needs CUDA."""
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
         return
     torch.distributed.init_process_group('gloo')
@@ -58,9 +58,10 @@ def start_processes(cfg: Config) -> None:
 def end_processes() -> None:
     """Destroy the process group and join its threads while Python still runs.
 
-    A thread of gloo that lets go of its last tensor while the interpreter shuts down aborts the process ("terminate
-    called without an active exception"), and a run that went well fails. The threads are joined once nothing holds the
-    group any longer. The model's DDP wrapper does, inside the reference cycles of a runner: hence the collection.
+    If a thread of gloo releases its last tensor while the interpreter shuts down, the process aborts ("terminate called
+    without an active exception") and a successful run fails. The threads are joined when the last reference to the
+    group is gone. The model's DDP wrapper has one, inside the reference cycles of a runner, hence the garbage
+    collection.
     """
     if torch.distributed.is_initialized():
         gc.collect()

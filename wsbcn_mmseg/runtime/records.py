@@ -1,11 +1,11 @@
-"""What runs write, read back; and tables of measurements."""
+"""Read the logs of runs; write tables of measurements."""
 import csv
 import json
 from pathlib import Path
 
 
 def read_scalars(work_dir: str | Path) -> list[dict]:
-    """What a run logged, one dictionary per line, oldest first; resumed runs are joined.
+    """The logged scalars of a run, one dictionary per line, oldest first; resumed runs are joined.
 
     Raises:
         FileNotFoundError: If the folder holds no log of a run.

@@ -1,4 +1,4 @@
-"""Which OpenMMLab is installed, checked once at import."""
+"""The installed OpenMMLab distributions, checked once at import."""
 import io
 import warnings
 from contextlib import contextmanager, redirect_stdout
@@ -16,7 +16,7 @@ DISTRIBUTIONS = {
     'mmseg': (('mmsegmentation', ), 'onedl-mmsegmentation'),
 }
 OPTIONAL = {'mmpretrain': (('mmpretrain', ), 'onedl-mmpretrain')}
-_TORCHVISION = torch.library.Library('torchvision', 'FRAGMENT')  # what it declares lasts as long as it does
+_TORCHVISION = torch.library.Library('torchvision', 'FRAGMENT')  # must stay alive: it owns the declarations
 INSTALL = 'pip install onedl-mmcv==2.3.6 onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2'
 
 
@@ -35,12 +35,12 @@ def missing_openmmlab() -> str:
 
 
 def openmmlab_in_part() -> bool:
-    """Whether MMEngine is installed, but not all that is needed beside it."""
+    """Whether MMEngine is installed, but mmcv or mmseg is not."""
     return find_spec('mmengine') is not None and bool(missing_openmmlab())
 
 
 def check_stack() -> None:
-    """Raise an ImportError of one sentence where two distributions of OpenMMLab overwrite each other's files."""
+    """Raise an ImportError if two distributions of OpenMMLab overwrite each other's files."""
     both = [(name, onedl)
             for upstream, onedl in (*DISTRIBUTIONS.values(), *OPTIONAL.values()) for name in upstream
             if _installed(name) and _installed(onedl)]
@@ -51,11 +51,11 @@ def check_stack() -> None:
 
 
 def declare_torchvision_operators() -> None:
-    """Let a torchvision that was built for another torch be imported, as far as it needs no compiled operator.
+    """Make it possible to import a torchvision that was built for another torch; its compiled operators do not work.
 
-    mmpretrain imports torchvision for its image transforms, and mmseg imports mmpretrain where it is installed. A
-    torchvision whose compiled part does not load stops at import, for two operators that nobody declared. Where builds
-    match, nothing is done.
+    mmpretrain imports torchvision for its image transforms, and mmseg imports mmpretrain if it is installed. If the
+    compiled part of torchvision cannot be loaded, its import fails because two operators are not declared. This
+    function declares them. If the builds match, it does nothing.
     """
     spec = find_spec('torchvision')
     if spec is None or not spec.submodule_search_locations:
@@ -74,7 +74,7 @@ def declare_torchvision_operators() -> None:
 
 @contextmanager
 def quiet_import():
-    """Import OpenMMLab without its remarks about optional parts that are not installed and not needed here."""
+    """Suppress OpenMMLab's messages about optional packages that are not installed and not needed here."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.filterwarnings('ignore', message='Fail to import')
         yield

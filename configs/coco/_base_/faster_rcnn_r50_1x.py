@@ -1,4 +1,4 @@
-# Faster R-CNN with FPN and a head of four convolutions and one fully connected layer. A config on top says norm_cfg
+# Faster R-CNN with FPN and a head of four convolutions and one fully connected layer. A config on top sets norm_cfg
 # and conv_cfg. 1x: 90,000 updates of 16 images, here of 8. Settings are those of the authors' maskrcnn-benchmark.
 _base_ = ['coco.py', 'default_runtime.py']
 pretrained = '{{$PRETRAINED:none}}'  # a classification checkpoint, trained with the same normalization
@@ -58,7 +58,7 @@ model = dict(
             sampler=dict(type='RandomSampler', num=256, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=0,  # anchors across the border do not train
             pos_weight=-1),
-        # 2,000 proposals per process, here of two images; theirs may divide them unevenly
+        # 2,000 proposals per process, here for two images; maskrcnn-benchmark may divide them unevenly
         rpn_proposal=dict(nms_pre=2000, max_per_img=1000, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0),
         rcnn=dict(
             assigner=dict(

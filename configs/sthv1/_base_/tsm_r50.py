@@ -1,5 +1,5 @@
 # TSM with ResNet-50 on 8 frames of Something-Something V1: 45 epochs, batch 32 over four processes. A config on top
-# says norm_cfg and conv_cfg; the layers see N*T maps of shape (C, H, W).
+# sets norm_cfg and conv_cfg. The layers take N*T maps of shape (C, H, W).
 custom_imports = dict(imports=['wsbcn_mmseg'], allow_failed_imports=False)
 default_scope = 'mmaction'
 data_root = '{{$STHV1_ROOT:data/sthv1}}'
@@ -78,7 +78,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='AccMetric')
 test_evaluator = val_evaluator
 
-# Weight decay, momentum and clipping are those of TSM's own training script; the paper does not say.
+# Weight decay, momentum and clipping are those of TSM's training script; the paper does not give them.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.0125, momentum=0.9, weight_decay=5e-4),
