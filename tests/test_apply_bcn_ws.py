@@ -233,7 +233,7 @@ def test_backbones_with_deformable_convolutions_keep_their_conv_cfg():
     apply_bcn_ws(cfg, log=None)
     assert not cfg.model.backbone.get('conv_cfg')
     model = build(cfg)
-    assert isinstance(model.backbone.layer1[0].conv1, ConvWS) and isinstance(model.backbone.layer4[0].bn3, BCN)
+    assert isinstance(model.backbone.layer1[0].conv1, ConvWS) and isinstance(model.backbone.layer4[0].norm3, BCN)
 
 
 def test_patterns_that_match_nothing_end_in_a_sentence(tmp_path, mini_voc):

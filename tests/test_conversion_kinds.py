@@ -200,7 +200,9 @@ def test_made_up_images_are_larger_where_small_ones_leave_few_positions():
 
 def test_groups_that_were_asked_for_stay():
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(64))
-    assert not report_of(model, norm=dict(type='BCN', num_groups=8)).regrouped and model[2].num_groups == 8
+    report = report_of(model, norm=dict(type='BCN', num_groups=8))
+    assert report.regrouped == {'2': '8 values in each of the 8 groups that were asked for'}
+    assert model[2].num_groups == 8
 
 
 # What is read elsewhere
@@ -417,3 +419,170 @@ def test_fusing_is_refused_and_innocents_are_not():
     assert model(X).shape == expected.shape
     with pytest.raises(RuntimeError, match='wsbcn_mmseg.fold'):
         conv._conv_forward(X, conv.weight, None)
+
+
+# What a second pair of eyes found
+
+class WithGain(nn.BatchNorm2d):
+    """As BatchNorm at the start, with a parameter more."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.gain = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+class CallsReLU(nn.BatchNorm2d):
+
+    def __call__(self, *args):
+        return super().__call__(*args).relu()
+
+
+class Masking(nn.BatchNorm2d):
+
+    def forward(self, x, mask=None):
+        y = super().forward(x)
+        return y if mask is None else y * mask
+
+
+class Regularized(nn.BatchNorm2d):
+
+    def penalty(self):
+        return self.weight.square().sum()
+
+
+class FrozenWithReLU(FrozenBatchNorm2d):
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize('kind, reason', [
+    (WithGain, 'has parameters of its own'), (CallsReLU, 'has a forward pass of its own'),
+    (Masking, 'has a forward pass of its own'), (Regularized, 'has methods of its own'),
+    (FrozenWithReLU, 'has a forward pass of its own')])
+@pytest.mark.parametrize('preserve', [False, True])
+def test_norms_with_more_than_their_family_are_left(kind, reason, preserve):
+    if kind is FrozenWithReLU and not preserve:
+        reason = 'has fixed statistics; preserve=True converts it'
+    model = chain(kind(32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
+    assert report_of(model, preserve=preserve).kept['1'] == f'{kind.__name__} {reason}' and type(model[1]) is kind
+
+
+def test_convolutions_keep_methods_and_further_arguments():
+
+    class Padded(nn.Conv2d):
+
+        def forward(self, x, mask=None):
+            y = F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+            return y if mask is None else y * mask
+
+        def penalty(self):
+            return self.weight.abs().sum()
+
+    model = nn.Sequential(Padded(3, 32, 3), nn.BatchNorm2d(32))
+    report_of(model)
+    assert not model[0](X, torch.zeros(1)).any() and model[0](X).any() and model[0].penalty() > 0
+
+
+@pytest.mark.parametrize('eps', [0.0, 1e-5, 1e-2])
+@pytest.mark.parametrize('says', [True, False])
+def test_frozen_batch_norm_of_any_eps_is_taken_over_exactly(eps, says):
+    norm = FrozenBatchNorm2d(32)
+    norm.running_var.fill_(1e-5)
+    norm.eps = eps
+    if not says and eps == 0:  # maskrcnn-benchmark's has no such attribute
+        norm.forward = FrozenBatchNorm2d.forward.__get__(norm)
+        del norm.forward
+    model = chain(norm)
+    expected = model(X)
+    report_of(model, preserve=True)
+    bn = model[1].bn
+    y = F.batch_norm(model[0](X), bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=model[1].eps)
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+
+
+class InTraining(TwoReaders):
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.bn(y)
+        if self.training and self.kind == 'output':
+            return self.bn2(self.last(z)), y.mean()
+        if self.training and self.kind == 'statistics':
+            z = z + self.bn.running_var.sum()
+        return self.bn2(self.last(z))
+
+
+def test_what_is_read_in_training_only_counts():
+    assert 'read elsewhere too' in report_of(InTraining('output')).kept['conv']
+    assert 'other code reads' in report_of(InTraining('statistics')).kept['bn']
+
+
+def test_kernels_shared_by_their_memory_alone():
+    model = TwoReaders('tied')
+    model.tied.weight = nn.Parameter(model.conv.weight.data)
+    assert 'which is left' in report_of(model).kept['conv']
+
+
+def test_norms_that_are_what_is_wanted_stay_and_other_settings_are_obeyed():
+    model = nn.Sequential(nn.Conv1d(3, 32, 3), nn.BatchNorm1d(32))
+    x = torch.randn(4, 3, 9)
+    model(x)
+    mean = model[1].running_mean.clone()
+    assert not report_of(model, x, norm='BN').norms and torch.equal(model[1].running_mean, mean) and mean.any()
+    model = chain(BCN(32))
+    report = report_of(model, norm=dict(type='BCN', mode='large_batch', num_groups=2))
+    assert report.norms == {'1': 'BCN -> BCN'} and (model[1].mode, model[1].num_groups) == ('large_batch', 2)
+    assert not report_of(model, norm=dict(type='BCN', num_groups=2)).norms
+
+
+def test_few_values_that_were_asked_for_are_reported_and_warned_of(monkeypatch):
+    monkeypatch.setattr(BCN, '_warned_of_few_values', False)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16))
+    report = report_of(model, torch.randn(4, 6), norm=dict(type='BCN', num_groups=8))
+    assert report.regrouped['1'] == '2 values in each of the 8 groups that were asked for'
+    with pytest.warns(UserWarning, match='groups of 2 values'):
+        model(torch.randn(4, 6))
+
+
+def test_norms_that_did_not_run_are_said():
+    model = chain(nn.BatchNorm2d(32))
+    model[0].helper = nn.BatchNorm1d(32)
+    assert '0.helper' in report_of(model).unseen
+
+
+@pytest.mark.parametrize('settings', [
+    dict(ws='False'), dict(preserve='False'), dict(instance_norm='yes'), dict(norm={}), dict(norm=3),
+    dict(norm=dict(num_groups=4)), dict(norm=dict(type='BCN', num_groups='4')), dict(include=5), dict(exclude=[1])])
+def test_arguments_are_checked(settings):
+    with pytest.raises(ConversionError, match='must be|needs a type|is given by|are given by'):
+        convert_model(chain(nn.BatchNorm2d(32)), X, **settings)
+
+
+def test_networks_that_cannot_run_or_be_changed_are_refused():
+    with pytest.raises(ConversionError, match='on the meta device'):
+        convert_model(chain(nn.BatchNorm2d(32)).to('meta'))
+    with torch.inference_mode(), pytest.raises(ConversionError, match='built under torch.inference_mode'):
+        convert_model(chain(nn.BatchNorm2d(32)))
+    with torch.inference_mode():
+        assert report_of(MODEL_BUILT_OUTSIDE, X).norms
+    model = chain(nn.BatchNorm2d(32))
+    model.log = open(__file__)
+    with model.log, pytest.raises(ValueError, match='holds something that cannot be copied'):
+        plan_conversion(model, X)
+
+
+MODEL_BUILT_OUTSIDE = chain(nn.BatchNorm2d(32))
+
+
+def test_reading_batch_norm_s_statistics_from_bcn_ends_in_a_sentence():
+    """As methods that reparametrize branches do."""
+    model = chain(nn.BatchNorm2d(32))
+    convert_model(model, X)
+    for name in ('running_mean', 'running_var'):
+        with pytest.raises(AttributeError, match=f'BCN keeps {name} in bn; .*run them before the conversion'):
+            getattr(model[1], name)
+    assert not hasattr(model[1], 'running_mean')

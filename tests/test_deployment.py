@@ -38,7 +38,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp('repository')
     shutil.copytree(ROOT / 'configs', folder / 'configs')
     (folder / 'tools').symlink_to(ROOT / 'tools')
-    config, base = folder / 'configs' / 'demo_mini_voc.py', folder / 'configs' / '_base_' / 'mini_voc.py'
+    base, config = folder / 'configs' / '_base_' / 'mini_voc.py', folder / 'configs' / 'demo_mini_voc.py'
     text = base.read_text()
     for old, new in SMALL.items():
         assert old in text

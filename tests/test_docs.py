@@ -45,7 +45,7 @@ def test_config_on_top(my_config):
 def test_script(my_config):
     names = {}
     exec(SCRIPT, names)
-    assert layers(names['runner'].model) == [23, 23] and len(names['cfg'].custom_hooks) == 2
+    assert layers(names['runner'].model) == [23, 22] and len(names['cfg'].custom_hooks) == 2
 
 
 def test_call(capsys):

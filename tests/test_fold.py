@@ -17,6 +17,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from wsbcn_mmseg import fold
 from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d
+from wsbcn_mmseg.runtime import stack
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -256,7 +257,10 @@ def test_folded_state_dict_loads_where_this_package_is_not(tmp_path):
     folded, x = fold(model), torch.randn(1, 3, 65, 49)
     torch.save(dict(weights=folded.state_dict(), x=x, y=model.eval()(x)), tmp_path / 'folded.pth')
     code = f'''
+import runpy
 import sys
+stack = runpy.run_path({stack.__file__!r})
+stack['declare_torchvision_operators']()  # mmseg imports torchvision where timm is installed
 import torch
 from mmengine.registry import init_default_scope
 from mmseg.models.backbones import ResNet

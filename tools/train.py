@@ -80,6 +80,7 @@ def set_up(args: argparse.Namespace) -> Config:
 
 
 def train(cfg: Config) -> None:
+    """Build the runner and run it. No reference to the runner may remain when the process group is destroyed."""
     try:
         runner = Runner.from_cfg(cfg)
     except ConversionError as error:

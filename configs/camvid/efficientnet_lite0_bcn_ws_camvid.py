@@ -1,8 +1,7 @@
-# Ours: fine-tuning with BCN+WS from weights that were trained with BN.
-_base_ = '../_base_/camvid_efficientnet_lite0.py'
+# Ours: fine-tuning with BCN+WS from weights that were trained with BN: one group per layer, whose scale and shift are
+# calibrated, and estimates that stay those of the weights; GN+WS in the new head.
+_base_ = './efficientnet_lite0_frozen_bn_camvid.py'
 model = dict(
     type='ConvertedModel',
-    conversion=dict(
-        type='EncoderDecoder', norm=dict(type='BCN', min_channels_per_group=64), include=['backbone'], preserve=True),
-    decode_head=dict(norm_cfg=dict(type='BCN', min_channels_per_group=16), conv_cfg=dict(type='ConvWS')))
-custom_hooks = [dict(type='CalibrateHook'), dict(type='BCNUpdateRateHook'), dict(type='NormEvalHook')]
+    conversion=dict(type='EncoderDecoder', norm=dict(type='BCN', num_groups=1), include=['backbone'], preserve=True))
+custom_hooks = [dict(type='CalibrateHook'), dict(type='NormEvalHook')]

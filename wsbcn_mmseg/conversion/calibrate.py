@@ -30,7 +30,7 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
         The number of layers that were set.
 
     Raises:
-        ValueError: If no BCN with trained estimates has run.
+        ValueError: If no BCN with trained estimates has run, or the images give statistics that are not finite.
 
     Examples:
         >>> from wsbcn_mmseg import convert_model
@@ -40,17 +40,24 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
         >>> calibrate(model, torch.rand(8, 3, 16, 16))
         1
     """
+    if not isinstance(model, nn.Module) or not isinstance(images, Iterable) or isinstance(images, (str, dict)):
+        raise ValueError(f'expected a network and images, got {type(model).__name__} and {type(images).__name__}')
     layers = [module for module in model.modules() if isinstance(module, BCN) and _has_estimates(module)]
+    if not layers:
+        raise ValueError('the network has no BCN with trained estimates; convert a trained network with preserve=True '
+                         'first')
     moments: dict[BCN, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with _without_channel_norm(model, moments):
-        for inputs in [images] if isinstance(images, Tensor) else images:
+        for inputs in [images] * bool(len(images)) if isinstance(images, Tensor) else images:
             if isinstance(inputs, dict):
                 model(**inputs)
             else:
                 model(*inputs if isinstance(inputs, (tuple, list)) else [inputs])
     seen = {layer: values for layer, values in moments.items() if values}
     if not seen:
-        raise ValueError('no BCN with trained estimates has run; convert a trained network with preserve=True first')
+        raise ValueError('no BCN with trained estimates has run on the images; is there at least one?')
+    if not all(part.isfinite().all() for values in seen.values() for pair in values for part in pair):
+        raise ValueError('the statistics of a layer are not finite on these images; nothing was changed')
     for layer, values in seen.items():
         means, deviations = (torch.cat(parts).mean(0) for parts in zip(*values, strict=True))
         layer.bias.copy_(means)
@@ -59,6 +66,8 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
 
 
 def _has_estimates(layer: BCN) -> bool:
+    if layer.bn.running_mean is None:
+        return False
     return bool(layer.bn.running_mean.any()) or not bool((layer.bn.running_var == 1).all())
 
 

@@ -1,13 +1,16 @@
 """Any PyTorch network with other norms and with Weight Standardization, in place."""
+import inspect
 import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.bcn import default_num_groups
 from wsbcn_mmseg.layers.conv_ws import WeightStandardized
+from wsbcn_mmseg.ops.arguments import check_flag, check_integer
 
 from .copying import copy_network
 from .dataflow import Dataflow
@@ -88,9 +91,10 @@ def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None
         Left 1 layer unchanged:
           no norm reads its output: '3'
     """
-    conversion = Conversion(model, norm, ws, include, exclude, preserve, instance_norm, skip_shared, skip_frozen,
-                            read_elsewhere)
-    model.conversion_report = conversion.run(example_inputs)
+    with torch.inference_mode(False):
+        conversion = Conversion(model, norm, ws, include, exclude, preserve, instance_norm, skip_shared, skip_frozen,
+                                read_elsewhere)
+        model.conversion_report = conversion.run(example_inputs)
     return model
 
 
@@ -111,10 +115,18 @@ def _check(model: nn.Module) -> None:
         if is_lazy(module):
             raise ConversionError(f'{quoted(name)} is a {type(module).__name__}: its number of channels is not known '
                                   'before it has run; run the network once, then convert it')
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ConversionError(f'{type(model).__name__} was built under torch.inference_mode, so its tensors cannot be '
+                              'changed; build it outside')
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ConversionError(f'{type(model).__name__} is on the meta device and cannot run; convert it after it has '
+                              'memory (to_empty), or build it elsewhere')
 
 
 def norm_config(norm: str | dict | type | None) -> dict:
     """The config of a norm that is given by its name, class or config; empty for none."""
+    if isinstance(norm, dict) and 'type' not in norm:
+        raise ValueError(f'the config of a norm needs a type, got {norm}')
     return dict(norm or {}) if isinstance(norm, dict) or norm is None else dict(type=norm)
 
 
@@ -129,18 +141,26 @@ class Conversion:
                  skip_shared=False, skip_frozen=False, read_elsewhere=False, undo=False):
         _check(model)
         self.model, self.ws, self.preserve, self.undo = model, ws, preserve, undo
-        self.cfg = norm_config(norm)
         try:
+            for name, flag in dict(ws=ws, preserve=preserve, instance_norm=instance_norm, skip_shared=skip_shared,
+                                   skip_frozen=skip_frozen, read_elsewhere=read_elsewhere).items():
+                check_flag(name, flag)
+            self.cfg = norm_config(norm)
             self.norm_class = find_norm(self.cfg['type']) if self.cfg else None
+            for name in ('num_groups', 'min_channels_per_group') if self.norm_class is BCN else ():
+                if self.cfg.get(name) is not None:
+                    check_integer(name, self.cfg[name], 1)
             self.selection = Selection(model, include, exclude, preserve, instance_norm, skip_shared, skip_frozen,
                                        read_elsewhere)
         except ValueError as error:
             raise ConversionError(str(error)) from error
         if preserve and self.norm_class not in (BCN, None):
             raise ConversionError(f"preserve=True needs norm='BCN' or None, got {self.norm_class.__name__}")
+        if self.norm_class is None and not ws:
+            raise ConversionError('norm=None and ws=False leave nothing to convert')
         if preserve and self.norm_class is BCN and 'num_groups' not in self.cfg:
             self.cfg = dict(min_channels_per_group=PRESERVING_WIDTH) | self.cfg
-        self.report = ConversionReport()
+        self.report, self.wanted = ConversionReport(), False
         self.snapshot = Snapshot()
 
     def run(self, example_inputs) -> ConversionReport:
@@ -157,8 +177,10 @@ class Conversion:
             self._convert(flow)
             if trial is not None:
                 check_result(trial, self.selection, before)
-        except Exception:
+        except Exception as error:
             self.snapshot.restore()
+            if isinstance(error, ValueError) and not isinstance(error, ConversionError):  # of constructors
+                raise ConversionError(str(error)) from error
             raise
         if self.preserve and trial is not None:
             self.report.output_change = relative_change(before, trial.outputs)
@@ -208,21 +230,37 @@ class Conversion:
         """Whether convolutions before this norm are standardized: it is replaced, or is what is wanted."""
         name, dim = self.selection.name(old), flow.dims.get(old) or self._usual_dim(old)
         reason = self.selection.reason_to_keep_norm(old, flow, dim)
-        if reason is None and (self.norm_class is None or type(old) is self.norm_class):
-            if self.undo and isinstance(old, BCN) and self._values(old, flow) < PAPER_VALUES:  # of a config's making
-                self._replace(old, self._regrouped(old, old, flow) or old, name)
+        if reason is None and self.norm_class is None:
             return True
         if reason is None:
             new = build_norm(self.norm_class, self.cfg, old, dim)
-            new = self._regrouped(new, old, flow) if isinstance(new, BCN) else new
+            if self._is_wanted(old, new):
+                if self.undo and isinstance(old, BCN) and self._values(old, flow) < PAPER_VALUES:  # a config made it
+                    self._replace(old, self._regrouped(old, old, flow) or old, name)
+                return True
+            if self.preserve and isinstance(old, BCN):
+                self.report.kept[name] = 'it is a BCN already, whose function another one cannot preserve'
+                return True
+            built, new = new, self._regrouped(new, old, flow)
             if new is not None:
+                if old not in flow.calls:
+                    self.report.unseen[name] = 'the number of values in its groups is not known'
                 self._replace(old, new, name)
                 return True
-            positions = flow.positions[old]
-            reason = (f'its {channels_of(old)} channels at {count(positions, "position")} are fewer values than the '
-                      f'{MIN_VALUES} that a group needs')
+            least = f'the {MIN_VALUES} that a group needs' if isinstance(built, nn.GroupNorm) else 'can be normalized'
+            reason = (f'its {channels_of(old)} channels at {count(flow.positions[old], "position")} are fewer values '
+                      f'than {least}')
         self.report.kept[name] = reason
         return False
+
+    def _is_wanted(self, old: nn.Module, new: nn.Module) -> bool:
+        """Whether a norm is what would replace it, as far as the caller said what that is."""
+        said = {{'min_channels_per_group': 'num_groups'}.get(name, name) for name in self.cfg if name != 'type'}
+        said = {name for name in said if hasattr(new, name)}
+        said |= {'num_groups'} if self.norm_class is nn.LayerNorm else set()
+        wanted = type(old) is type(new) and all(getattr(old, name) == getattr(new, name) for name in said)
+        self.wanted |= wanted
+        return wanted
 
     def _replace(self, old: nn.Module, new: nn.Module, name: str) -> None:
         if new is old:
@@ -230,8 +268,7 @@ class Conversion:
         before, after = type(old).__name__, type(new).__name__
         self.snapshot.take(old)
         replace_norm(old, new, self.preserve)
-        if before != after:
-            self.report.norms[name] = f'{before} -> {after}'
+        self.report.norms[name] = f'{before} -> {after}'
         if isinstance(new, BCN) and not self.cfg.get('num_groups'):
             self.report.min_channels_per_group = self.cfg.get('min_channels_per_group', 2)
 
@@ -243,24 +280,32 @@ class Conversion:
         groups = self.cfg.get('num_groups') or default_num_groups(channels, width)
         return channels // groups * flow.positions[norm]
 
-    def _regrouped(self, new: BCN, old: nn.Module, flow: Dataflow) -> BCN | None:
+    def _regrouped(self, new: nn.Module, old: nn.Module, flow: Dataflow) -> nn.Module | None:
         """``new`` with so many groups that each has enough values; None where one group has too few.
 
-        An explicit number of groups is kept, unless groups have a single value, which the layer refuses.
+        An explicit number of groups is kept, unless groups have a single value, which normalizes to a constant.
         """
-        positions = flow.positions.get(old, MIN_VALUES)
-        values = new.num_channels // new.num_groups * positions
-        if values >= (2 if self.cfg.get('num_groups') else MIN_VALUES):
+        positions, name = flow.positions.get(old, MIN_VALUES), self.selection.name(old)
+        if isinstance(new, _InstanceNorm):
+            return new if positions > 1 else None
+        if not isinstance(new, nn.GroupNorm):
             return new
-        groups = next((groups for groups in range(new.num_groups, 0, -1) if new.num_channels % groups == 0
-                       and new.num_channels // groups * positions >= MIN_VALUES), None)
+        channels = new.num_channels
+        values, asked_for = channels // new.num_groups * positions, self.cfg.get('num_groups')
+        if values >= (2 if asked_for else MIN_VALUES):
+            if values < MIN_VALUES:
+                self.report.regrouped[name] = (f'{count(values, "value")} in each of the {new.num_groups} groups that '
+                                               'were asked for')
+            return new
+        groups = next((groups for groups in range(new.num_groups, 0, -1) if channels % groups == 0
+                       and channels // groups * positions >= MIN_VALUES), None)
         if groups is None:
             return None
+        self.report.regrouped[name] = (f'{count(values, "value")} in each of {new.num_groups} groups, '
+                                       f'{channels // groups * positions} in each of {groups}')
         settings = {key: value for key, value in self.cfg.items() if key != 'min_channels_per_group'}
-        self.report.regrouped[self.selection.name(old)] = (
-            f'{count(values, "value")} in each of {new.num_groups} groups, {new.num_channels // groups * positions} in '
-            f'each of {groups}')
-        return build_norm(BCN, settings | dict(num_groups=groups), old)
+        kind = type(new) if 'num_groups' in inspect.signature(type(new)).parameters else nn.GroupNorm
+        return build_norm(kind, settings | dict(num_groups=groups), old)
 
     def _usual_dim(self, norm: nn.Module) -> int:
         """Dimensions of a norm's input where it was not seen to run."""
@@ -269,8 +314,7 @@ class Conversion:
         return by_kind or next((conv.weight.dim() for conv in self.selection.convs), 4)
 
     def _check_that_something_is_converted(self) -> None:
-        wanted = [module for module in self.model.modules()
-                  if type(module) is self.norm_class or isinstance(module, WeightStandardized)]
+        wanted = self.wanted or any(isinstance(module, WeightStandardized) for module in self.model.modules())
         reasons = dict.fromkeys(self.report.kept.values())
         asked_for = set(reasons) & ASKED_FOR and set(reasons) <= {*ASKED_FOR, THEIR_NORM_IS_KEPT}
         if self.report.norms or self.report.convs or wanted or asked_for:

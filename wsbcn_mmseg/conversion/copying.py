@@ -12,4 +12,7 @@ def copy_network(model: nn.Module) -> nn.Module:
     computed = {id(value): value.detach().clone() for module in model.modules()
                 for value in tree_leaves([held for name, held in vars(module).items() if name not in own])
                 if isinstance(value, Tensor) and value.grad_fn is not None}
-    return copy.deepcopy(model, computed)
+    try:
+        return copy.deepcopy(model, computed)
+    except TypeError as error:  # such as locks and open files
+        raise ValueError(f'{type(model).__name__} holds something that cannot be copied ({error})') from error

@@ -52,6 +52,17 @@ class Dataflow:
         self.dims |= other.dims
 
 
+def storage_of(tensor: Tensor | None) -> int:
+    """What tensors that share their values have in common."""
+    if tensor is None or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class _Readers(TorchDispatchMode):
     """Reports every tensor that any operation reads."""
 
@@ -76,14 +87,14 @@ class _Recorder:
         self.holders: dict[int, set[nn.Module]] = {}
         for layer in (*convs, *norms):
             for tensor in (*layer.parameters(), *layer.buffers()):
-                self.holders.setdefault(id(tensor), set()).add(layer)
+                self.holders.setdefault(storage_of(tensor), set()).add(layer)
         self.handles = []
         for conv in convs:
             self.handles += [conv.register_forward_pre_hook(self.before_conv),
                              conv.register_forward_hook(self.after_conv)]
         for norm in norms:
             self.handles += [norm.register_forward_pre_hook(self.before_norm, with_kwargs=True),
-                             norm.register_forward_hook(self.after_norm)]
+                             norm.register_forward_hook(self.after_norm, prepend=True)]  # theirs read after it
 
     def before_conv(self, conv: nn.Module, *_) -> None:
         self.inside.append((conv, None))
@@ -93,12 +104,12 @@ class _Recorder:
         self.flow.calls[conv] = self.flow.calls.get(conv, 0) + 1
         self.flow.targets.setdefault(conv, set())
         if isinstance(output, Tensor):
-            self.outputs[output] = conv, output._version
+            self.outputs[output] = conv, _version(output)
 
     def before_norm(self, norm: nn.Module, args: tuple, kwargs: dict) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         conv, version = self.outputs.get(x, (None, None))
-        conv = conv if version == x._version else None  # an operation in place came between
+        conv = conv if version == _version(x) else None  # an operation in place came between
         self.flow.sources.setdefault(norm, []).append(conv)
         self.flow.calls[norm] = self.flow.calls.get(norm, 0) + 1
         self.flow.dims[norm], positions = x.dim(), math.prod(x.shape[2:])
@@ -113,7 +124,7 @@ class _Recorder:
     def read(self, tensor: Tensor) -> None:
         if tensor in self.outputs and not any(tensor is own for _, own in self.inside):
             self.flow.read_elsewhere.add(self.outputs[tensor][0])
-        holders = self.holders.get(id(tensor))
+        holders = self.holders.get(storage_of(tensor))
         if holders is not None and not any(layer in holders for layer, _ in self.inside):
             self.flow.read_elsewhere |= holders
 

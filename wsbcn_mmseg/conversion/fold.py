@@ -16,9 +16,11 @@ from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 
 from .copying import copy_network
 from .dataflow import Dataflow
+from .selection import is_lazy
 from .trial_run import TrialRun
 
 _PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+TOLERANCE, HALF_TOLERANCE = 2e-3, 5e-2  # of the largest output; rounding was seen to reach 2e-4 in float32
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -56,7 +58,8 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         The folded copy, in evaluation mode.
 
     Raises:
-        ValueError: If the network has norms for which there is no stock layer, such as SwitchableNorm.
+        ValueError: If the network has norms for which there is no stock layer, such as SwitchableNorm, or the folded
+            network does not compute the same on the example, as where other code reads a raw kernel.
         Exception: Whatever ``model`` raises for the given ``example_inputs``.
 
     Examples:
@@ -67,7 +70,15 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
           (1): GroupNorm(4, 8, eps=1e-05, affine=True, bias=True)
         )
     """
-    for module in model.modules():
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'expected an nn.Module, got {type(model).__name__}')
+    for name, module in model.named_modules():
+        if is_lazy(module):
+            raise ValueError(f'{name or "the model"} does not know its shapes before it has run; run the network once, '
+                             'then fold it')
+        if isinstance(module, BCN) and getattr(module.bn, 'running_mean', None) is None:
+            raise ValueError(f'{name or "the model"} has no running estimates: its statistics depend on the batch and '
+                             'cannot be folded')
         if not getattr(module, 'foldable', True):
             raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network '
                              'cannot be folded')
@@ -79,8 +90,17 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         _settle(conv)
     convs = standardized | {m for m in modules if type(m) in plain and 'weight' in m._parameters}
     norms = [m for m in modules if isinstance(m, BCN) or type(m) in _PLAIN_BATCH_NORMS]
-    sources, dims = _sources(folded, convs, norms, example_inputs)
+    trial = TrialRun(folded, example_inputs, always_train=False)
+    sources, dims = _sources(trial, convs, norms)
+    expected = trial.outputs
+    _fold_layers(standardized, norms, sources, dims)
+    if trial.attempts:
+        trial.again([], [])
+        _check_outputs(expected, trial.outputs)
+    return folded
 
+
+def _fold_layers(standardized: set, norms: list, sources: dict, dims: dict) -> None:
     for conv in standardized:
         _bake(conv)
     for norm in norms:
@@ -93,14 +113,24 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         elif conv in standardized and norm.running_mean is not None:
             _scale_output(conv, *_affine(norm))
             _become(norm, nn.Identity())
-    return folded
+
+
+def _check_outputs(expected: list[Tensor], actual: list[Tensor]) -> None:
+    """What the folded network returns is what the original did, to rounding."""
+    for before, after in zip(expected, actual, strict=True):
+        largest = float(before.abs().max()) if before.numel() else 0.
+        tolerance = (TOLERANCE if before.dtype.itemsize >= 4 else HALF_TOLERANCE) * largest
+        if before.isfinite().all() and (before - after).abs().amax() > tolerance > 0:
+            raise ValueError('the folded network does not compute what the original does: the output on the example '
+                             f'differs by {float((before - after).abs().max()) / largest:.1e} of its largest value; is '
+                             'a raw kernel or a norm read by other code than its layer?')
 
 
 # Which convolution feeds which norm
 
-def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple[dict, dict]:
+def _sources(trial: TrialRun, convs: set, norms: list) -> tuple[dict, dict]:
     """The convolution that feeds each norm and nothing else; and the number of dimensions of each norm's input."""
-    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
+    first = next((module for module in trial.model.modules() if isinstance(module, _ConvNd)), None)
     dims = dict.fromkeys(norms, 4 if first is None else first.weight.dim())
 
     def note(norm, _, output):
@@ -108,11 +138,11 @@ def _sources(model: nn.Module, convs: set, norms: list, example_inputs) -> tuple
 
     hooks = [norm.register_forward_hook(note) for norm in norms]
     try:
-        flow = TrialRun(model, example_inputs).run(list(convs), norms)
+        flow = trial.run(list(convs), norms)
     except ValueError:  # it runs on nothing that could be made up for it
-        if example_inputs is not None:
+        if trial.example_inputs is not None:
             raise
-        flow = Dataflow()
+        flow, trial.attempts = Dataflow(), []
     finally:
         for hook in hooks:
             hook.remove()
@@ -145,13 +175,14 @@ def _settle(conv: ReparametrizedConv) -> None:
 
 def _bake(conv: ReparametrizedConv) -> None:
     """Make a convolution of ours the plain one of its effective kernel."""
-    kernel = copy.deepcopy(conv).to('cpu', torch.float64).effective_weight()
-    weight = _parameter(kernel, conv.weight)
+    double = copy.deepcopy(conv).to('cpu', torch.float64)
+    kernel = double.standardized_weight() if hasattr(double, 'standardized_weight') else double.effective_weight()
+    weight, bias = _parameter(kernel, conv.weight), conv.bias
     conv.__class__ = conv.plain_class
+    for held in (conv._parameters, conv._buffers):
+        held.clear()
     conv.register_parameter('weight', weight)
-    conv._parameters.pop('gain', None)
-    for name in ('kernel_mean', 'kernel_scale'):
-        conv._buffers.pop(name, None)
+    conv.register_parameter('bias', bias)
     for name in ('eps', 'center', 'scale'):
         vars(conv).pop(name, None)
 
@@ -189,8 +220,12 @@ def _group_norm(norm: BCN) -> nn.GroupNorm:
 
 def _batch_norm(norm: _BatchNorm, dim: int) -> _BatchNorm:
     """The same in the class for inputs of ``dim`` dimensions."""
-    plain = _BATCH_NORMS[dim](norm.num_features, norm.eps, norm.momentum)
-    plain._parameters, plain._buffers = norm._parameters, norm._buffers
+    plain = _BATCH_NORMS[dim](len(norm.running_mean), norm.eps, getattr(norm, 'momentum', None))
+    if isinstance(norm, _BatchNorm):
+        plain._parameters, plain._buffers = norm._parameters, norm._buffers
+    else:  # a frozen BatchNorm, with buffers only
+        plain.load_state_dict(norm.state_dict(), strict=False)
+        plain.requires_grad_(False)
     return plain.eval()
 
 

@@ -1,8 +1,9 @@
 """The families of norms: which layers conversion understands, and how each new norm is built."""
 import copy
+import difflib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ STOCK_NORMS = {'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm, 'GN': nn.GroupN
 # By the number of dimensions of the input
 BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
-FROZEN_BATCH_NORM = 'FrozenBatchNorm2d'  # of torchvision, Detectron2, DETR, ...: classes of one name and layout
+# Of torchvision, Detectron2, DETR, timm, ...: classes of these names, with buffers only
+FROZEN_BATCH_NORMS = {'FrozenBatchNorm2d', 'FrozenBatchNormAct2d'}
+DEFAULT_EPS = 1e-5
 CHILDREN = ('drop', 'act')  # what timm's norms apply after normalizing, in this order
 
 
@@ -28,13 +31,20 @@ def find_norm(norm: str | type) -> type[nn.Module]:
     Raises:
         ValueError: If there is none of that name, or it cannot take the place of a norm.
     """
+    if not isinstance(norm, (str, type)) or not norm:
+        raise ValueError(f'a norm is given by its name, class or config with a type, got {norm!r}')
     norm_class = norm if isinstance(norm, type) else STOCK_NORMS.get(norm) or getattr(layers, norm, None)
+    norm_class = norm_class if isinstance(norm_class, type) else None  # a module of the package has such a name
     if norm_class is None and 'mmengine' in sys.modules:  # without it, nothing is registered
         from mmengine.registry import MODELS
         with MODELS.switch_scope_and_registry(None) as registry:
             norm_class = registry.get(norm)
     if norm_class is None:
-        raise ValueError(f'no norm is registered as {norm!r}; BCN, GN, BN and SyncBN are')
+        close = difflib.get_close_matches(norm.upper(), ['BCN', *STOCK_NORMS], 1)
+        raise ValueError(f'no norm is registered as {norm!r}; BCN, GN, BN and SyncBN are'
+                         + (f'. Is {close[0]} meant?' if close else ''))
+    if getattr(norm_class, '__name__', '') in FROZEN_BATCH_NORMS:
+        raise ValueError(f'a new {norm_class.__name__} would stay the identity; choose a norm that learns')
     parameters = inspect.signature(norm_class).parameters if isinstance(norm_class, type) else {}
     if 'apply_act' in parameters:
         raise ValueError(f'{norm_class.__name__} contains its activation, and conversion does not remove the one that '
@@ -67,7 +77,7 @@ def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int 
     """
     channels = channels_of(old)
     given = {name: value for name, value in cfg.items() if name not in ('type', 'requires_grad')}
-    settings = dict(eps=getattr(old, 'eps', 1e-5))
+    settings = dict(eps=eps_of(old) or DEFAULT_EPS)
     if norm_class is nn.LayerNorm:  # over channels and positions, as the paper's LN
         norm_class, given = nn.GroupNorm, dict(num_groups=1) | given
     elif norm_class in BATCH_NORMS.values():
@@ -80,9 +90,14 @@ def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int 
     if issubclass(norm_class, nn.GroupNorm):
         if isinstance(old, nn.GroupNorm) and old.num_groups <= channels // 2:
             settings['num_groups'] = old.num_groups
-        elif norm_class is nn.GroupNorm:
+        elif _needs(norm_class, 'num_groups'):
             settings['num_groups'] = default_num_groups(channels)
     return _construct(norm_class, channels, settings, given)
+
+
+def _needs(norm_class: type[nn.Module], name: str) -> bool:
+    parameter = inspect.signature(norm_class).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _construct(norm_class: type[nn.Module], channels: int, settings: dict, given: dict) -> nn.Module:
@@ -115,8 +130,48 @@ def stock_forwards() -> Iterator:
 def is_frozen_batch_norm(module: nn.Module) -> bool:
     """Whether it is a frozen BatchNorm: an affine map of buffers."""
     buffers = set(dict(module.named_buffers(recurse=False)))
-    return FROZEN_BATCH_NORM in {base.__name__ for base in type(module).__mro__} and {
+    return bool(FROZEN_BATCH_NORMS & {base.__name__ for base in type(module).__mro__}) and {
         'weight', 'bias', 'running_mean', 'running_var'} <= buffers
+
+
+def eps_of(norm: nn.Module) -> float | None:
+    """What a norm adds to its variance; of frozen BatchNorms, which need not say, found by trying. None if unknown."""
+    if not is_frozen_batch_norm(norm):
+        return norm.eps
+    x = 3 * torch.randn(2, len(norm.running_mean), 5, 5, generator=torch.Generator().manual_seed(0))
+    x = x.to(norm.weight.device, norm.weight.dtype)
+    for eps in (getattr(norm, 'eps', 0), 0, DEFAULT_EPS):
+        scale = norm.weight * (norm.running_var + eps).rsqrt()
+        expected = _children(norm, (x - norm.running_mean[:, None, None]) * scale[:, None, None]
+                             + norm.bias[:, None, None])
+        with torch.no_grad():
+            if torch.allclose(norm(x), expected, rtol=1e-3, atol=1e-4):
+                return eps
+    return None
+
+
+def _children(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm's children do after normalizing."""
+    for name in CHILDREN:
+        child = getattr(norm, name, None)
+        x = child(x) if isinstance(child, nn.Module) else x
+    return x
+
+
+STOCK_STATE = {'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked', 'skipped_updates'}
+
+
+def own_parts(layer: nn.Module, stock_state: Iterable[str] = STOCK_STATE) -> str | None:
+    """What a subclass has beside its family: 'parameters' or 'methods' that would be lost with its class."""
+    if not set(layer._parameters) | set(layer._buffers) <= set(stock_state):
+        return 'parameters'
+    for base in type(layer).__mro__:
+        if base.__module__.startswith(('torch.nn.', 'timm.', 'mmengine.', 'mmcv.', 'wsbcn_mmseg.', 'torchvision.')):
+            break
+        if any(callable(value) and not name.startswith('_') and name not in ('forward', 'extra_repr')
+               for name, value in vars(base).items()):
+            return 'methods'
+    return None
 
 
 def behaves_as_family(norm: nn.Module, dim: int = 4) -> bool:
@@ -125,32 +180,38 @@ def behaves_as_family(norm: nn.Module, dim: int = 4) -> bool:
     Layers that inherit their forward pass do, and known ones of timm. Others are tried: in training and in evaluation
     mode they must give the family's results and running statistics on random input.
     """
-    if 'forward' in vars(norm):
+    own_call = type(norm).__call__ is not nn.Module.__call__
+    if 'forward' in vars(norm) or own_call or nn.utils.parametrize.is_parametrized(norm):
         return False
-    if type(norm).forward in set(stock_forwards()) or is_frozen_batch_norm(norm):
+    if type(norm).forward in set(stock_forwards()):
         return True
-    stock = next((base for base in type(norm).__mro__ if base.__module__.startswith('torch.nn.')), None)
-    if stock is None or nn.utils.parametrize.is_parametrized(norm):
+    if is_frozen_batch_norm(norm):
+        return eps_of(norm) is not None
+    if len(inspect.signature(norm.forward).parameters) != 1:
         return False
-    shape = (4, channels_of(norm), *[5] * (dim - 2))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    stock = next((base for base in type(norm).__mro__ if base.__module__.startswith('torch.nn.')), None)
+    if stock is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    probes = [3 * torch.randn(4, channels_of(norm), *[side] * (dim - 2), generator=generator) for side in (5, 17)]
     try:
-        return all(_agrees(norm, stock, 3 * x, training) for training in (False, True))
+        return all(_agrees(norm, stock, x, training) for x in probes for training in (False, True))
     except Exception:  # other people's layers raise errors of any kind
         return False
 
 
-@torch.no_grad()
 def _agrees(norm: nn.Module, stock: type[nn.Module], x: Tensor, training: bool) -> bool:
     own, reference = copy.deepcopy(norm).train(training), copy.deepcopy(norm).train(training)
     tensor = next(iter([*own.parameters(), *own.buffers()]), x)
     x = x.to(tensor.device, tensor.dtype if tensor.is_floating_point() else x.dtype)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
     for layer in (own, reference):
         for values in (layer._forward_hooks, layer._forward_pre_hooks):
             values.clear()
-    expected = stock.forward(reference, x.clone())
-    for name in CHILDREN:
-        child = getattr(reference, name, None)
-        expected = child(expected) if isinstance(child, nn.Module) else expected
-    same = torch.allclose(own(x.clone()), expected, rtol=1e-4, atol=1e-5)
+    with torch.enable_grad():
+        # Multiplied, since layers that activate in place refuse to change a leaf
+        actual, expected = own(inputs[0] * 1), _children(reference, stock.forward(reference, inputs[1] * 1))
+        gradients = [torch.autograd.grad(y.square().sum(), inp)[0] for y, inp in ((actual, inputs[0]),
+                                                                                 (expected, inputs[1]))]
+    same = torch.allclose(actual, expected, rtol=1e-4, atol=1e-5) and torch.allclose(*gradients, rtol=1e-3, atol=1e-3)
     return same and all(torch.allclose(a, b) for a, b in zip(own.buffers(), reference.buffers(), strict=True))

@@ -7,7 +7,7 @@ from wsbcn_mmseg.layers import BCN, AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveCo
 from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 from wsbcn_mmseg.layers.standardized_subclass import standardized_subclass
 
-from .norm_families import CHILDREN, is_frozen_batch_norm
+from .norm_families import CHILDREN, eps_of, own_parts
 from .selection import convolves_plainly
 
 STANDARDIZED = {nn.Conv1d: ConvWS1d, nn.Conv2d: ConvWS, nn.Conv3d: ConvWS3d}
@@ -57,8 +57,14 @@ def replace_norm(old: nn.Module, new: nn.Module, preserve: bool) -> None:
     tensors = [*old.parameters(), *[buffer for buffer in old.buffers() if buffer.is_floating_point()]]
     if tensors:
         new.to(tensors[0].device, tensors[0].dtype)
+        if isinstance(new, BCN) and tensors[0].dtype.itemsize < 4:
+            new.bn.float()  # small updates are lost in fewer bits
         parameters = list(old.parameters())
         new.requires_grad_(not parameters or any(parameter.requires_grad for parameter in parameters))
+        target = new.bn if isinstance(new, BCN) and not isinstance(old, nn.GroupNorm) else new
+        for name, parameter in old.named_parameters(recurse=False):
+            if getattr(target, name, None) is not None:
+                getattr(target, name).requires_grad_(parameter.requires_grad)
     new.train(old.training)
     following = [getattr(old, name) for name in CHILDREN if isinstance(getattr(old, name, None), nn.Module)]
     become(old, nn.Sequential(new, *following) if following else new)
@@ -69,22 +75,23 @@ def take_over(new: BCN, old: nn.Module) -> None:
     """Make BCN compute on average what ``old`` computes: ẋ = BN(x) has mean β_c and deviation γ_c in channel c, hence
     mean β_g = mean β_c and variance γ_g² = mean γ_c² + variance of β_c in a group, which its affine restores.
     """
-    if old.weight is None:
-        scale, shift = torch.ones(new.num_channels), torch.zeros(new.num_channels)
-    else:
-        scale, shift = old.weight.detach().float(), old.bias.detach().float()
+    scale = torch.ones(new.num_channels) if old.weight is None else old.weight.detach().float()
+    shift = torch.zeros_like(scale) if old.bias is None else old.bias.detach().float()
     groups = scale.view(new.num_groups, -1), shift.view(new.num_groups, -1)
     new.bias.copy_(groups[1].mean(1))
     if isinstance(old, nn.GroupNorm):  # normalized by group already: only its affine can be followed
         new.weight.copy_(groups[0].mean(1))
         return
     new.weight.copy_((groups[0].square().mean(1) + groups[1].var(1, unbiased=False)).sqrt())
+    eps = eps_of(old)
+    if old.running_mean is not None and eps != new.eps:  # BCN's is above 0
+        scale = scale * ((old.running_var.float() + new.eps) / (old.running_var.float() + eps)).sqrt()
     new.bn.weight.copy_(scale)
     new.bn.bias.copy_(shift)
     if old.running_mean is not None:
         new.bn.running_mean.copy_(old.running_mean)
         new.bn.running_var.copy_(old.running_var)
-        if not is_frozen_batch_norm(old):
+        if getattr(old, 'num_batches_tracked', None) is not None:
             new.bn.num_batches_tracked.copy_(old.num_batches_tracked)
 
 
@@ -95,7 +102,7 @@ def standardize(conv: nn.Module, adaptive: bool = False) -> None:
         conv: A convolution for which ``convolves_plainly`` or ``only_pads`` holds.
         adaptive: Keep mean and deviation of the kernel, see :class:`~wsbcn_mmseg.layers.AdaptiveConvWS`.
     """
-    if convolves_plainly(conv):
+    if convolves_plainly(conv) and not own_parts(conv):
         kind = next(kind for kind in STANDARDIZED if isinstance(conv, kind))
         conv.__class__ = (ADAPTIVE if adaptive else STANDARDIZED)[kind]
     else:

@@ -15,7 +15,9 @@ class ConversionReport:
         norms: Names of the norms that were replaced, and of what by what, such as ``'BatchNorm2d -> BCN'``.
         convs: Names of the convolutions that were, such as ``'Conv2d -> ConvWS'``.
         kept: Names of the other norms and convolutions, and why they were left.
-        regrouped: Names of the norms whose groups would have had too few values, with the numbers.
+        regrouped: Names of the norms whose groups would have too few values, and what was done, with the numbers.
+        unseen: Names of the norms that were replaced though they did not run on the example, and how many values their
+            groups have is not known.
         min_channels_per_group: Smallest group width chosen for the new norms; None where there is none.
         output_change: Norm of the output's change on the example, divided by the norm of the output; None where it was
             not measured (without ``preserve``, or where the network gives no tensor).
@@ -24,6 +26,7 @@ class ConversionReport:
     convs: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     regrouped: dict[str, str] = field(default_factory=dict)
+    unseen: dict[str, str] = field(default_factory=dict)
     min_channels_per_group: int | None = None
     output_change: float | None = None
 
@@ -36,7 +39,9 @@ class ConversionReport:
         if self.output_change is not None:
             lines.append(f'On the example, the output changed by {self.output_change:.2g} of its norm.')
         if self.regrouped:
-            lines += ['Fewer groups, for more values in each:', *_by_reason(self.regrouped)]
+            lines += ['Groups with few values:', *_by_reason(self.regrouped)]
+        if self.unseen:
+            lines += ['Converted, but did not run on the example:', *_by_reason(self.unseen)]
         if self.kept:
             lines += [f'Left {count(len(self.kept), "layer")} unchanged:', *_by_reason(self.kept)]
         return '\n'.join(lines)

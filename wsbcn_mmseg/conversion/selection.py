@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 
-from .dataflow import Dataflow
-from .norm_families import CHILDREN, behaves_as_family, is_frozen_batch_norm
+from .dataflow import Dataflow, storage_of
+from .norm_families import CHILDREN, behaves_as_family, is_frozen_batch_norm, own_parts
 from .report import quoted
 
 ASKED_FOR = {'excluded', 'not included', 'shared', 'frozen'}  # reasons that are the caller's own
@@ -24,8 +24,15 @@ PADDING_OPERATORS = ('aten::constant_pad_nd', 'aten::reflection_pad', 'aten::rep
 
 
 def patterns(given: str | Iterable[str]) -> list[str]:
-    """One pattern or several, as a list."""
-    return [given] if isinstance(given, str) else list(given)
+    """One pattern or several, as a list.
+
+    Raises:
+        ValueError: If they are anything but texts.
+    """
+    found = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise ValueError(f'layers are given by names or patterns, got {given!r}')
+    return found
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -75,7 +82,7 @@ class Selection:
         check_patterns([*self.include, *self.exclude], [name for layer in layers for name in self.names[layer]])
         self.sharing: dict[int, list[nn.Module]] = {}  # kernels that several convolutions hold
         for conv in self.convs:
-            self.sharing.setdefault(id(conv._parameters.get('weight')), []).append(conv)
+            self.sharing.setdefault(storage_of(conv._parameters.get('weight')), []).append(conv)
 
     def name(self, layer: nn.Module) -> str:
         """The first of a layer's names."""
@@ -92,6 +99,8 @@ class Selection:
         """Norms of kinds that are not replaced, with the reason."""
         others = {module: f'{type(module).__name__} is not replaced' for module in self.names
                   if isinstance(module, (_InstanceNorm, nn.LayerNorm)) and not isinstance(module, self.kinds)}
+        others |= {module: 'a scripted module is not converted; convert first, script after' for module in self.names
+                   if isinstance(module, torch.jit.ScriptModule)}
         if not self.preserve:
             others |= {module: f'{type(module).__name__} has fixed statistics; preserve=True converts it'
                        for module in self.names if is_frozen_batch_norm(module)}
@@ -118,6 +127,9 @@ class Selection:
             return 'its parameters are parametrized'
         if reason is None and set(dict(norm.named_children())) - {'bn', *CHILDREN}:
             return f'{type(norm).__name__} has layers of its own'
+        own = own_parts(norm) if reason is None else None
+        if own:
+            return f'{type(norm).__name__} has {own} of its own'
         if reason is None and not behaves_as_family(norm, dim):
             return f'{type(norm).__name__} has a forward pass of its own'
         if reason is None and norm in flow.read_elsewhere:
@@ -128,7 +140,7 @@ class Selection:
         """Why a convolution is left, None if it is standardized; ``consumed`` are the norms that want it to be."""
         reason = self._reason_to_keep(conv, flow) or self._reason_by_kernel(conv, flow, consumed)
         if reason is None:
-            for other in self.sharing[id(conv._parameters['weight'])]:
+            for other in self.sharing[storage_of(conv._parameters['weight'])]:
                 if other is not conv and (self._reason_to_keep(other, flow)
                                           or self._reason_by_kernel(other, flow, consumed)):
                     return f'it shares its kernel with {quoted(self.name(other))}, which is left'
@@ -168,7 +180,8 @@ def convolves_plainly(conv: nn.Module) -> bool:
     forwards = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
     forwards |= {getattr(wrappers, name).forward for name in ('Conv2d', 'Conv3d') if wrappers is not None}
     own = type(conv)._conv_forward not in {kind._conv_forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-    return type(conv).forward in forwards and not own and 'forward' not in vars(conv)
+    own |= 'forward' in vars(conv) or type(conv).__call__ is not nn.Module.__call__
+    return type(conv).forward in forwards and not own
 
 
 class _Operators(TorchDispatchMode):
@@ -187,7 +200,7 @@ class _Operators(TorchDispatchMode):
 def only_pads(conv: nn.Module) -> bool:
     """Whether a convolution's own forward pass pads its input, convolves it with ``weight`` and ``bias``, and does
     nothing else; tried on a small random input."""
-    if isinstance(conv, ReparametrizedConv) or 'forward' in vars(conv):
+    if isinstance(conv, ReparametrizedConv) or 'forward' in vars(conv) or type(conv).__call__ is not nn.Module.__call__:
         return False
     sides = [dilation * (kernel - 1) + 9 for kernel, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
     x = torch.zeros(1, conv.in_channels, *sides, dtype=conv.weight.dtype, device=conv.weight.device)

@@ -1,4 +1,5 @@
 """Running a network on an example, as often as asked, and leaving it as it was."""
+import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from wsbcn_mmseg.layers import BCN
 
 from .dataflow import Dataflow, record_dataflow
 from .made_up_inputs import made_up_calls
@@ -28,21 +31,22 @@ class _Attempt:
 class TrialRun:
     """Forward passes of a network on an example: which convolutions feed which norms, and what comes out.
 
-    The first pass is in evaluation mode. Parts that run in training only, such as auxiliary heads, are seen in a
-    second pass in training mode, made where norms did not run in the first. Norms are in evaluation mode in both. The
-    network is left as it was: flags, buffers, and the states of random number generators.
+    The first pass is in evaluation mode. Parts that run in training only, such as auxiliary heads, and what is read in
+    training only are seen in a second pass in training mode. Norms are in evaluation mode in both. The network is left
+    as it was: flags, buffers, and the states of random number generators.
 
     Args:
         model: The network.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments; None to make up images of shape
             (1, C, 64, 64) or larger, and for OpenMMLab's models also labels, so that their losses run.
+        always_train: Whether the second pass is made where all norms ran in the first, too. Defaults to True.
 
     Attributes:
         outputs: Floating-point tensors that the last pass in evaluation mode returned.
     """
 
-    def __init__(self, model: nn.Module, example_inputs=None):
-        self.model, self.example_inputs = model, example_inputs
+    def __init__(self, model: nn.Module, example_inputs=None, always_train: bool = True):
+        self.model, self.example_inputs, self.always_train = model, example_inputs, always_train
         self.attempts: list[_Attempt] = []
         self.outputs: list[Tensor] = []
 
@@ -59,7 +63,7 @@ class TrialRun:
                 failure = self._first_that_runs(self._calls(training), training, convs, norms, flow)
                 if failure is not None and self.example_inputs is not None and not training:
                     raise failure
-                if all(norm in flow.sources for norm in norms):
+                if not self.always_train and all(norm in flow.sources for norm in norms):
                     break
         if not any(attempt.failure is None for attempt in self.attempts):
             failure = self.attempts[0].failure if self.attempts else None
@@ -130,11 +134,16 @@ class TrialRun:
                 failure = error
                 return None
             if not training:
-                self.outputs = [leaf.detach().clone() for leaf in tree_leaves(result)
+                self.outputs = [leaf.detach().clone() for leaf in tree_leaves(_open(result))
                                 if isinstance(leaf, Tensor) and leaf.is_floating_point()]
             return result
 
         return record_dataflow(run, convs, norms), failure
+
+
+def _open(result):
+    """Fields of a dataclass as a dictionary; anything else as it is."""
+    return vars(result) if dataclasses.is_dataclass(result) else result
 
 
 @contextmanager
@@ -142,13 +151,14 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(module, name, buffer, buffer.clone()) for module in model.modules()
                for name, buffer in module._buffers.items() if buffer is not None]
-    states = random.getstate(), np.random.get_state()
+    states, warned = (random.getstate(), np.random.get_state()), (BCN._warned, BCN._warned_of_few_values)
     devices = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
     try:
         with torch.random.fork_rng(list(devices)), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
+        BCN._warned, BCN._warned_of_few_values = warned  # warnings that are ignored here are not given
         random.setstate(states[0])
         np.random.set_state(states[1])
         for module, flag in flags:

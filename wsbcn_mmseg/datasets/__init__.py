@@ -1,3 +1,4 @@
+"""Data sets and transforms that OpenMMLab does not have."""
 from .camvid import CamVidDataset
 from .cifar_images import CIFAR10Images
 from .digits import Digits

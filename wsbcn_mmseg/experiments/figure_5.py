@@ -17,9 +17,9 @@ from .watched_runs import save
 
 
 class FixedStatisticsNorm(nn.Module):
-    """Normalizes every channel by its batch to a mean and a deviation drawn once (Eq. 33), then a trained affine map.
+    r"""Normalizes every channel by its batch to a mean and a deviation drawn once (Eq. 33), then a trained affine map.
 
-    .. math:: y = \\gamma_c (\\hat\\sigma_c (x - \\mu_c) / \\sigma_c + \\hat\\mu_c) + \\beta_c \\qquad (34)
+    .. math:: y = \gamma_c (\hat\sigma_c (x - \mu_c) / \sigma_c + \hat\mu_c) + \beta_c \qquad (34)
 
     Args:
         channels: Number of channels.

@@ -43,7 +43,9 @@ class NormEvalHook(Hook):
     """
 
     def __init__(self, parts: Iterable[str] = ('backbone', )):
-        self.parts = [parts] if isinstance(parts, str) else list(parts)
+        self.parts = [parts] if isinstance(parts, str) else list(parts) if isinstance(parts, Iterable) else [parts]
+        if not all(isinstance(part, str) for part in self.parts):
+            raise ValueError(f'parts must be names of parts of the model, got {parts!r}')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         model = getattr(runner.model, 'module', runner.model)

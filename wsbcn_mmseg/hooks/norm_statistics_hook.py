@@ -66,6 +66,9 @@ class NormStatisticsHook(Hook):
         check_integer('interval', interval, 1)
         check_integer('window', window, 1)
         check_flag('gradients', gradients)
+        check_flag('first', first)
+        if histograms is not None and not isinstance(histograms, str):
+            raise ValueError(f'histograms must be the name of a norm, got {histograms!r}')
         check_number('momentum', momentum)
         check_number('fraction', fraction)
         if not 0 < momentum <= 1 or not 0 < fraction <= 1:

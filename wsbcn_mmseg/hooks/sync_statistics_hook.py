@@ -29,7 +29,7 @@ class SyncNormStatisticsHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = -1):
-        self.interval = check_integer('interval', interval, 1) if interval != -1 else -1
+        self.interval = -1 if interval == -1 and isinstance(interval, int) else check_integer('interval', interval, 1)
         self._averaged = False
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:

@@ -13,6 +13,8 @@ from wsbcn_mmseg.ops import standardize_weight
 from .conv_ws import WeightStandardized
 from .reparametrized_conv import ReparametrizedConv
 
+CONV_ARGUMENTS = 12  # of nn.ConvNd's constructor, and eps
+
 
 class AdaptiveWeightStandardized(WeightStandardized):
     """Mixin before ``nn.ConvNd``: convolves with ``kernel_scale * standardized + kernel_mean``.
@@ -22,7 +24,7 @@ class AdaptiveWeightStandardized(WeightStandardized):
     """
 
     def __init__(self, *args, **kwargs):
-        if {'center', 'scale'} & set(kwargs):
+        if {'center', 'scale'} & set(kwargs) or len(args) > CONV_ARGUMENTS:
             raise TypeError(f'{type(self).__name__} has no center and scale: it keeps the mean and the standard '
                             'deviation of its kernel')
         super().__init__(*args, **kwargs)
@@ -45,8 +47,8 @@ class AdaptiveWeightStandardized(WeightStandardized):
         """The kernel that convolves, shape of ``weight``: mean ``kernel_mean``, deviation ``kernel_scale``."""
         return self.kernel_scale * standardize_weight(self.weight, self.eps) + self.kernel_mean
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ReparametrizedConv.forward(self, x)
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch
+        return ReparametrizedConv.forward(self, input)
 
 
 class AdaptiveConvWS(AdaptiveWeightStandardized, nn.Conv2d):

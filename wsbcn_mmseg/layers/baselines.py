@@ -89,8 +89,8 @@ class ConvWSStdEps(WeightStandardized, nn.Conv2d):
         std, mean = torch.std_mean(rows, dim=1, keepdim=True)
         return ((rows - mean) / (std + self.eps)).view_as(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ReparametrizedConv.forward(self, x)  # WeightStandardized's is fast, for Eq. 7
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch
+        return ReparametrizedConv.forward(self, input)  # WeightStandardized's is fast, for Eq. 7
 
 
 class GNByWidth(nn.GroupNorm):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.ops import batch_channel_norm
-from wsbcn_mmseg.ops.arguments import check_choice, check_eps, check_flag, check_integer, check_number
+from wsbcn_mmseg.ops.arguments import check_choice, check_eps, check_flag, check_input, check_integer, check_number
 from wsbcn_mmseg.ops.batch_channel_norm import MODES, values_per_group
 from wsbcn_mmseg.ops.estimates import recomputing, update_estimates
 from wsbcn_mmseg.ops.execution import transformed
@@ -59,7 +59,8 @@ class BCN(nn.GroupNorm):
         mode: ``'micro_batch'`` or ``'large_batch'``. Defaults to ``'micro_batch'``.
         update_rate: Initial value of r of Algorithm 1; :class:`BCNUpdateRateHook` overwrites it before every iteration
             (the paper's r is the learning rate). Defaults to 0.01.
-        momentum: BatchNorm's, for large-batch mode; None for the cumulative average. Defaults to 0.1.
+        momentum: BatchNorm's, for large-batch mode; None for the cumulative average. In micro-batch mode it has no
+            effect until another is assigned to ``bn.momentum``. Defaults to 0.1.
         sync: Take batch statistics over all ranks; large-batch mode only. Defaults to False.
         min_channels_per_group: See ``num_groups``. Defaults to 2.
         device, dtype: Of parameters and buffers. Default to PyTorch's.
@@ -98,6 +99,8 @@ class BCN(nn.GroupNorm):
         self.affine = True
         self.weight = nn.Parameter(torch.ones(num_groups, **factory))  # one pair per group, not per channel
         self.bias = nn.Parameter(torch.zeros(num_groups, **factory))
+        if mode == 'micro_batch' and momentum in (None, 1):  # values that recipes assign, which must be told apart
+            momentum = 0.1
         self.bn = nn.BatchNorm2d(num_features, eps, momentum, **factory)
         self.mode, self.sync = mode, sync
         self._own_momentum = momentum
@@ -132,9 +135,10 @@ class BCN(nn.GroupNorm):
             self.bn.reset_parameters()
             self.skipped_updates.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if is_symbolic(x):
-            return leaf_call(self, x)
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch
+        if is_symbolic(input):
+            return leaf_call(self, input)
+        x = input
         self._check_values(x)
         bn, large_batch = self.bn, self.mode == 'large_batch'
         updates = self._updates_estimates()
@@ -143,13 +147,20 @@ class BCN(nn.GroupNorm):
             updates = False  # below, as they are now
         mean, var, batch_statistics = self._statistics(x)
         y = batch_channel_norm(
-            x, *self._batch_affine(x), mean, var, self.weight, self.bias, self.num_groups,
+            x, *_affine(bn, self.num_channels, x), mean, var, *_affine(self, self.num_groups, x), self.num_groups,
             training=updates or batch_statistics, mode=self.mode,
             rate=self._momentum() if large_batch else self._update_rate, eps=self.eps,
             sync=large_batch and (self.sync or isinstance(bn, nn.SyncBatchNorm)), skipped_updates=self.skipped_updates)
         if updates:
             self._count_batch(x)
         return y
+
+    def __getattr__(self, name: str):
+        if name in ('running_mean', 'running_var', 'num_batches_tracked', 'momentum'):
+            raise AttributeError(f'BCN keeps {name} in bn; functions that fuse BatchNorm into a convolution or '
+                                 'reparametrize branches do not fit it: run them before the conversion, or use '
+                                 'wsbcn_mmseg.fold(model)')
+        return super().__getattr__(name)
 
     def _updates_estimates(self) -> bool:
         bn = self.bn
@@ -166,6 +177,8 @@ class BCN(nn.GroupNorm):
         if not hasattr(bn, 'running_mean'):
             raise RuntimeError(f'BCN keeps its running estimates in bn, where it found a {type(bn).__name__}; only '
                                'BatchNorm layers, frozen ones included, can stand there')
+        if getattr(bn, 'eps', self.eps) != self.eps:
+            raise ValueError(f'BCN has one eps for both variances, but eps={self.eps} and bn.eps={bn.eps}; set both')
         if bn.running_mean is None or bn.running_var is None:
             if not large_batch:
                 raise RuntimeError('micro-batch BCN normalizes by its running estimates (Algorithm 1), but its '
@@ -176,11 +189,6 @@ class BCN(nn.GroupNorm):
         if large_batch and self.training and bn.training and not getattr(bn, 'track_running_stats', True):
             return bn.running_mean.clone(), bn.running_var.clone(), True
         return bn.running_mean, bn.running_var, False
-
-    def _batch_affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weight, bias = self.bn.weight, self.bn.bias
-        weight = self.weight.new_ones(self.num_channels) if weight is None else weight
-        return weight, torch.zeros_like(weight) if bias is None else bias
 
     @torch.no_grad()
     def _update_as_batch_norm(self, x: Tensor) -> None:
@@ -206,7 +214,10 @@ class BCN(nn.GroupNorm):
                               "add dict(type='BCNUpdateRateHook') to custom_hooks", stacklevel=4)
 
     def _check_values(self, x: Tensor) -> None:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.numel() == 0 or x.dim() < 2:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        check_input(x, self.num_channels)
+        if x.numel() == 0:
             return
         values = values_per_group(x, self.num_groups)
         if values == 1:
@@ -222,6 +233,8 @@ class BCN(nn.GroupNorm):
     def _momentum(self) -> float | Tensor:
         """BatchNorm's reading of ``momentum=None``: the cumulative average."""
         momentum = getattr(self.bn, 'momentum', 0)
+        if momentum is not None:
+            check_number('bn.momentum', momentum, 0, 1)
         return 1 / (self.bn.num_batches_tracked + 1) if momentum is None else momentum
 
     def apply(self, fn):
@@ -234,7 +247,7 @@ class BCN(nn.GroupNorm):
             return super().apply(fn)
         batch_weight = self.bn.weight.detach().clone()
         super().apply(fn)
-        if not batch_weight.is_meta and not self.weight.any() and not self.bn.weight.any():
+        if not batch_weight.is_meta and self.weight is not None and not self.weight.any() and not self.bn.weight.any():
             with torch.no_grad():
                 self.bn.weight.copy_(batch_weight)
         return self
@@ -248,3 +261,9 @@ class BCN(nn.GroupNorm):
     def extra_repr(self) -> str:
         rate = f'update_rate={self.update_rate:g}' if self.mode == 'micro_batch' else f'sync={self.sync}'
         return f'{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, mode={self.mode!r}, {rate}'
+
+
+def _affine(norm: nn.Module, size: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a norm, 1 and 0 where it has none."""
+    ones = torch.ones(size, device=x.device) if norm.weight is None else norm.weight
+    return ones, torch.zeros_like(ones) if norm.bias is None else norm.bias

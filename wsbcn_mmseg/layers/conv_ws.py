@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsbcn_mmseg.ops import standardize_weight, standardized_convolution
-from wsbcn_mmseg.ops.arguments import check_eps, check_flag
+from wsbcn_mmseg.ops.arguments import check_flag, check_number
 
 from .reparametrized_conv import ReparametrizedConv
 from .tracing import is_symbolic, leaf_call
@@ -18,7 +18,7 @@ class WeightStandardized(ReparametrizedConv):
                  scale: bool = True):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          device, dtype)
-        self.eps = check_eps(eps)
+        self.eps = check_number('eps', eps, 0)
         self.center, self.scale = check_flag('center', center), check_flag('scale', scale)
 
     def effective_weight(self) -> Tensor:
@@ -29,9 +29,10 @@ class WeightStandardized(ReparametrizedConv):
         """:meth:`effective_weight`, by the paper's name."""
         return self.effective_weight()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if is_symbolic(x):
-            return leaf_call(self, x)
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch
+        if is_symbolic(input):
+            return leaf_call(self, input)
+        x = input
         if not (self.center and self.scale):  # the ablations need not be fast
             return self._convolve(x, self.effective_weight())
         padding = self.padding
@@ -57,7 +58,7 @@ class ConvWS(WeightStandardized, nn.Conv2d):
     statistics are taken anew, in float32 at least, at every forward pass.
 
     Args:
-        eps (float): Added to the variance, inside the root; above 0. Defaults to 1e-5.
+        eps (float): Added to the variance, inside the root. Defaults to 1e-5.
         center (bool): Subtract the mean (Eq. 11); False only for the ablation of Table 4. Defaults to True.
         scale (bool): Divide by the standard deviation (Eq. 12); False only for the ablation. Defaults to True.
 

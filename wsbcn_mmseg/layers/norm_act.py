@@ -6,9 +6,10 @@ of a residual block.
 import torch
 from torch import Tensor, nn
 
-from wsbcn_mmseg.ops.arguments import check_eps, check_flag, check_integer
+from wsbcn_mmseg.ops.arguments import check_eps, check_flag, check_input, check_integer
 
 from .bcn import default_num_groups
+from .tracing import is_symbolic, leaf_call
 
 
 class NormAct(nn.Module):
@@ -26,6 +27,19 @@ class NormAct(nn.Module):
         self.num_features = check_integer('num_features', num_features, 1)
         self.eps, self.apply_act = check_eps(eps), check_flag('apply_act', apply_act)
         self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_symbolic(input):
+            return leaf_call(self, input)
+        check_input(input, self.num_features)
+        if input.numel() == 0:
+            return input + sum(parameter.sum() for parameter in self.parameters()).to(input.dtype)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        return self._normalize(x).to(input.dtype)
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        """The layer on values of at least float32."""
+        raise NotImplementedError
 
     def _affine(self, x: Tensor) -> Tensor:
         shape = -1, *[1] * (x.dim() - 2)
@@ -55,10 +69,12 @@ class EvoNormS0(NormAct):
     def __init__(self, num_features: int, num_groups: int | None = None, min_channels_per_group: int = 2,
                  eps: float = 1e-5, apply_act: bool = True):
         super().__init__(num_features, eps, apply_act)
-        self.num_groups = num_groups or default_num_groups(num_features, min_channels_per_group)
+        self.num_groups = default_num_groups(num_features, min_channels_per_group) if num_groups is None else num_groups
+        if num_features % check_integer('num_groups', self.num_groups, 1):
+            raise ValueError(f'num_groups must divide num_features, got {num_groups} for {num_features} channels')
         self.v = nn.Parameter(torch.ones(num_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         if not self.apply_act:
             return self._affine(x)
         var = x.reshape(x.shape[0], self.num_groups, -1).var(2, correction=0)
@@ -85,11 +101,12 @@ class FRN(NormAct):
 
     def __init__(self, num_features: int, eps: float = 1e-6, learn_eps: bool = False, apply_act: bool = True):
         super().__init__(num_features, eps, apply_act)
+        check_flag('learn_eps', learn_eps)
         self.learned_eps = nn.Parameter(torch.full((num_features, ), 1e-4)) if learn_eps else None
         self.tau = nn.Parameter(torch.zeros(num_features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        square = x.flatten(2).square().mean(2)
+    def _normalize(self, x: Tensor) -> Tensor:
+        square = x.reshape(*x.shape[:2], -1).square().mean(2)
         eps = self.eps if self.learned_eps is None else self.eps + self.learned_eps.abs()
         shape = -1, *[1] * (x.dim() - 2)
         y = self._affine(x * (square + eps).rsqrt().view(x.shape[0], *shape))

@@ -12,7 +12,10 @@ from .tracing import is_symbolic, leaf_call
 
 _CANNOT_FUSE = ('a norm cannot be fused into this {}: its kernel is computed from the weight at every forward pass, '
                 'which would undo the scale; use wsbcn_mmseg.fold(model), which folds both into plain convolutions')
-_FUSES = re.compile(r'(?<![a-z])(fuse|fusion|absorb|(merge|fold)_?(bn|batch|norm))', re.I)  # in a function's name
+# Names of functions that fuse norms into convolutions, or branches into one convolution
+_FUSES = re.compile(r'^_*fuse(_?(model|modules|module|layers?))?$|switch_to_deploy|reparam|'
+                    r'(?=.*(fus[ei]|fold|merge|absorb|combine))(?=.*(bn|norm|conv))', re.I)
+_CALLERS = 4  # how far up the fusing function may be
 
 
 def _is_rescaled(weight: Tensor | None, old: Tensor | None) -> bool:
@@ -26,12 +29,17 @@ def _is_rescaled(weight: Tensor | None, old: Tensor | None) -> bool:
 
 
 def _assigned_by_fusion() -> bool:
-    """Whether the function that assigns a parameter fuses norms into convolutions, going by its name."""
+    """Whether a function that assigns a parameter fuses norms into convolutions, going by its name."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_globals.get('__name__') in (__name__, nn.Module.__module__):
         frame = frame.f_back
-    name = frame.f_code.co_name if frame is not None else ''
-    return bool(_FUSES.search(name)) and not name.startswith('test')
+    for _ in range(_CALLERS):
+        if frame is None or frame.f_code.co_name.startswith('test'):
+            return False
+        if _FUSES.search(frame.f_code.co_name):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class ReparametrizedConv:
@@ -56,8 +64,8 @@ class ReparametrizedConv:
         """The kernel that convolves, shape of ``weight``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        return leaf_call(self, x) if is_symbolic(x) else self._convolve(x, self.effective_weight())
+    def forward(self, input: Tensor) -> Tensor:  # named as in torch
+        return leaf_call(self, input) if is_symbolic(input) else self._convolve(input, self.effective_weight())
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         """What ``nn.ConvNd`` computes, by another kernel."""

@@ -4,7 +4,7 @@ Their forward pass is their own and stays; only the kernel that it reads is the 
 """
 import functools
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .adaptive_conv_ws import AdaptiveWeightStandardized
@@ -15,32 +15,21 @@ from .tracing import is_symbolic, leaf_call
 class OwnForward:
     """Mixin before a reparametrization: runs the forward pass of ``plain_class``, which reads ``self.weight``.
 
-    ``weight`` is the raw kernel to everyone else. Conversion changes the class of existing convolutions to this one;
-    it is not meant to be constructed.
+    Conversion changes the class of existing convolutions to this one; it is not meant to be constructed.
     """
 
-    @property
-    def weight(self) -> Tensor:
-        own = vars(self)
-        return own['_kernel'] if '_kernel' in own else self._parameters.get('weight', own.get('weight'))
+    def forward(self, input: Tensor | fx.Proxy, *args, **kwargs) -> Tensor:
+        if is_symbolic(input):
+            return leaf_call(self, input, *args, **kwargs)
+        return self.plain_class.forward(self._with_effective_weight(), input, *args, **kwargs)
 
-    @weight.setter
-    def weight(self, value: Tensor) -> None:  # parameters do not come here; pruning and old weight_norm set tensors
-        vars(self)['weight'] = value
-
-    def forward(self, x: Tensor) -> Tensor:
-        if is_symbolic(x):
-            return leaf_call(self, x)
-        vars(self)['_kernel'] = self.effective_weight()
-        try:
-            return self.plain_class.forward(self, x)
-        finally:
-            del vars(self)['_kernel']
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if '_kernel' not in vars(self):
-            return super()._conv_forward(x, weight, bias)  # a call from outside, which is refused
-        return self.plain_class._conv_forward(self, x, weight, bias)
+    def _with_effective_weight(self) -> _ConvNd:
+        """The plain convolution with the kernel that convolves, sharing everything else with this module."""
+        plain = self.plain_class.__new__(self.plain_class)
+        vars(plain).update(vars(self))
+        vars(plain).pop('weight', None)  # of hooks that compute it
+        vars(plain)['_parameters'] = {**self._parameters, 'weight': self.effective_weight()}
+        return plain
 
     def __reduce_ex__(self, protocol):
         return _empty_instance, (self.plain_class, isinstance(self, AdaptiveWeightStandardized)), dict(vars(self))
@@ -63,5 +52,3 @@ def standardized_subclass(plain_class: type[_ConvNd], adaptive: bool = False) ->
     mixin = AdaptiveWeightStandardized if adaptive else WeightStandardized
     prefix = 'AdaptiveStandardized' if adaptive else 'Standardized'
     return type(f'{prefix}{plain_class.__name__}', (OwnForward, mixin, plain_class), {})
-
-

@@ -3,7 +3,9 @@ Normalization", ICLR 2019), which Table 8 of the paper compares with."""
 import torch
 from torch import Tensor, nn
 
-from wsbcn_mmseg.ops.arguments import check_eps, check_flag, check_integer, check_number
+from wsbcn_mmseg.ops.arguments import check_eps, check_flag, check_input, check_integer, check_number
+
+from .tracing import is_symbolic, leaf_call
 
 
 class SwitchableNorm(nn.Module):
@@ -39,31 +41,38 @@ class SwitchableNorm(nn.Module):
         self.mean_weight, self.var_weight = nn.Parameter(torch.ones(kinds)), nn.Parameter(torch.ones(kinds))
         self.bn = nn.BatchNorm2d(num_features, eps, momentum, affine=False) if batch_statistics else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(2)
-        mean_in, square_in = rows.mean(2, keepdim=True), rows.square().mean(2, keepdim=True)
-        means = [mean_in, mean_in.mean(1, keepdim=True)]
-        squares = [square_in, square_in.mean(1, keepdim=True)]
-        variances = [square - mean.square() for mean, square in zip(means, squares, strict=True)]
+    def forward(self, input: Tensor) -> Tensor:
+        if is_symbolic(input):
+            return leaf_call(self, input)
+        check_input(input, self.num_features, min_dims=3)
+        if input.numel() == 0:
+            return input + (self.weight.sum() + self.bias.sum()).to(input.dtype)
+        rows = input.to(torch.promote_types(input.dtype, torch.float32)).flatten(2)
+        mean_in = rows.mean(2, keepdim=True)
+        var_in = (rows - mean_in).square().mean(2, keepdim=True)
+        # The variance over more values is the mean of the variances and the variance of the means: nothing cancels
+        mean_ln = mean_in.mean(1, keepdim=True)
+        means = [mean_in, mean_ln]
+        variances = [var_in, (var_in + (mean_in - mean_ln).square()).mean(1, keepdim=True)]
         if self.bn is not None:
-            mean, var = self._batch_statistics(mean_in, square_in, rows.shape[0] * rows.shape[2])
+            mean, var = self._batch_statistics(mean_in, var_in, rows.shape[0] * rows.shape[2])
             means.append(mean)
             variances.append(var)
         mean = sum(weight * value for weight, value in zip(self.mean_weight.softmax(0), means, strict=True))
         var = sum(weight * value for weight, value in zip(self.var_weight.softmax(0), variances, strict=True))
         scale = self.weight[:, None] * (var + self.eps).rsqrt()
-        return (scale * (rows - mean) + self.bias[:, None]).view_as(x)
+        return (scale * (rows - mean) + self.bias[:, None]).view(input.shape).to(input.dtype)
 
-    def _batch_statistics(self, mean_in: Tensor, square_in: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _batch_statistics(self, mean_in: Tensor, var_in: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Mean and variance over the batch, shape (C, 1); in evaluation the running ones."""
         bn = self.bn
         if not (self.training and bn.training):
             return bn.running_mean[:, None], bn.running_var[:, None]
         mean = mean_in.mean(0)
-        var = square_in.mean(0) - mean.square()
+        var = (var_in + (mean_in - mean).square()).mean(0)
         with torch.no_grad():
-            bn.running_mean.lerp_(mean[:, 0], bn.momentum)
-            bn.running_var.lerp_(var[:, 0] * count / max(1, count - 1), bn.momentum)
+            bn.running_mean.lerp_(mean[:, 0].to(bn.running_mean.dtype), bn.momentum)
+            bn.running_var.lerp_((var[:, 0] * count / max(1, count - 1)).to(bn.running_var.dtype), bn.momentum)
             bn.num_batches_tracked.add_(1)
         return mean, var
 

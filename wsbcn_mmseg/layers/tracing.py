@@ -11,6 +11,6 @@ def is_symbolic(x: Tensor | fx.Proxy) -> bool:
     return isinstance(x, fx.Proxy)
 
 
-def leaf_call(layer: nn.Module, x: fx.Proxy) -> fx.Proxy:
+def leaf_call(layer: nn.Module, x: fx.Proxy, *args, **kwargs) -> fx.Proxy:
     """The node that calls ``layer``, under its name in the traced network."""
-    return x.tracer.create_proxy('call_module', x.tracer.path_of_module(layer), (x, ), {})
+    return x.tracer.create_proxy('call_module', x.tracer.path_of_module(layer), (x, *args), kwargs)

@@ -1,5 +1,5 @@
 """r of Algorithm 1 follows the learning rate (Section 7.2.2), in any training loop of PyTorch."""
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ class UpdateRate:
         ValueError: If a number is out of range.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Optimizer | Iterable[Optimizer], factor: float = 1.0,
+    def __init__(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], factor: float = 1.0,
                  min_rate: float = 0.0, max_rate: float = 1.0):
         for name, value in dict(factor=factor, min_rate=min_rate, max_rate=max_rate).items():
             check_number(name, value)
@@ -37,7 +37,10 @@ class UpdateRate:
         if factor < 0:
             raise ValueError(f'expected factor >= 0, got {factor}')
         self.factor, self.min_rate, self.max_rate = factor, min_rate, max_rate
-        optimizers = list(optimizers) if isinstance(optimizers, Iterable) else [optimizers]
+        optimizers = list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]
+        if not isinstance(model, nn.Module) or not all(hasattr(optimizer, 'param_groups') for optimizer in optimizers):
+            raise ValueError('expected an nn.Module and an optimizer or a list of these, got '
+                             f'{type(model).__name__} and {[type(optimizer).__name__ for optimizer in optimizers]}')
         # Loading an optimizer's state replaces its group dictionaries: remember where a group stands, not the group.
         places = {id(parameter): (optimizer, index) for optimizer in optimizers
                   for index, group in enumerate(optimizer.param_groups) for parameter in group['params']}
@@ -61,7 +64,7 @@ class UpdateRate:
                 layer.update_rate = rate
 
 
-def follow_learning_rate(model: nn.Module, optimizer: Optimizer | Iterable[Optimizer], factor: float = 1.0,
+def follow_learning_rate(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], factor: float = 1.0,
                          min_rate: float = 0.0, max_rate: float = 1.0) -> UpdateRate:
     """The update rate of a network's BCN layers follows the learning rate from here on, in one line.
 

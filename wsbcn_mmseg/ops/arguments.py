@@ -2,6 +2,8 @@
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 
 def check_number(name: str, value: float, low: float = -math.inf, high: float = math.inf, *,
                  above: float | None = None) -> float:
@@ -58,3 +60,22 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f'{name} must be one of {tuple(choices)}, got {value!r}')
     return value
+
+
+def check_input(x: Tensor, channels: int, min_dims: int = 2) -> None:
+    """An activation must be a floating-point tensor of shape (N, channels, *).
+
+    Args:
+        x: The activation.
+        channels: Number of channels.
+        min_dims: Fewest dimensions. Defaults to 2.
+
+    Raises:
+        ValueError: If it is not; the message names expected and got.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f'expected a tensor of shape (N, {channels}, *), got {type(x).__name__}')
+    if x.dim() < min_dims or x.shape[1] != channels:
+        raise ValueError(f'expected input of shape (N, {channels}, *), got {tuple(x.shape)}')
+    if not x.is_floating_point():
+        raise ValueError(f'expected floating-point input, got {x.dtype}')

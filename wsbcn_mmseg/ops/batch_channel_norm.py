@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .arguments import check_choice, check_eps, check_number
+from .arguments import check_choice, check_eps, check_flag, check_input, check_integer, check_number
 from .estimates import recomputing
 from .execution import needs_plain_operations
 from .fused import batch_channel_norm_fused
@@ -79,6 +79,9 @@ def batch_channel_norm(x: Tensor,
     """
     if not torch.jit.is_tracing():
         _check(x, batch_weight, channel_weight, num_groups, mode, rate, eps, sync, skipped_updates)
+        check_flag('training', training)
+        _check_shapes(batch_weight.shape, batch_bias=batch_bias, running_mean=running_mean, running_var=running_var)
+        _check_shapes(channel_weight.shape, channel_bias=channel_bias)
     if not torch.jit.is_tracing() and x.shape[0] == 0:
         parameters = batch_weight, batch_bias, channel_weight, channel_bias
         return x + sum(parameter.sum() for parameter in parameters).to(x.dtype)  # DDP waits for gradients of all
@@ -90,6 +93,13 @@ def batch_channel_norm(x: Tensor,
     return _implementation(impl, x, num_groups)(
         x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
         training and not recomputing(), batch_statistics, rate, eps, sync and batch_statistics, skipped_updates)
+
+
+def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.shape != shape:
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
+            raise ValueError(f'expected {name} of shape {tuple(shape)}, got {got}')
 
 
 def values_per_group(x: Tensor, num_groups: int) -> int:
@@ -104,21 +114,21 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
            eps: float, sync: bool, skipped_updates: Tensor | None) -> None:
     check_choice('mode', mode, MODES)
     check_eps(eps)
-    if not isinstance(rate, Tensor):
+    # On a device a look would wait for it, and in a compiled graph it would be a constant
+    if not isinstance(rate, Tensor) or rate.device.type == 'cpu' and not torch.compiler.is_compiling():
         check_number('rate', rate, 0, 1)
+    check_flag('sync', sync)
     if sync and mode == 'micro_batch':
         raise ValueError('sync=True needs mode=\'large_batch\': the estimates of micro-batch BCN are each rank\'s own; '
                          'average them with SyncNormStatisticsHook')
-    channels = batch_weight.shape[0]
-    if x.dim() < 2 or x.shape[1] != channels:
-        raise ValueError(f'expected input of shape (N, {channels}, *), got {tuple(x.shape)}')
-    if not x.is_floating_point():
-        raise ValueError(f'expected floating-point input, got {x.dtype}')
-    if num_groups < 1 or channels % num_groups or channel_weight.shape[0] != num_groups:
+    channels = batch_weight.numel()
+    check_input(x, channels)
+    if check_integer('num_groups', num_groups, 1) < 1 or channels % num_groups or channel_weight.shape[0] != num_groups:
         raise ValueError(f'expected num_groups that divides {channels} channels and one channel weight per group, '
                          f'got num_groups={num_groups} and {channel_weight.shape[0]} weights')
-    if skipped_updates is not None and skipped_updates.shape != batch_weight.shape:
-        raise ValueError(f'expected skipped_updates of shape ({channels},), got {tuple(skipped_updates.shape)}')
+    if skipped_updates is not None and (skipped_updates.is_floating_point()
+                                        or skipped_updates.shape != batch_weight.shape):
+        raise ValueError(f'expected integer skipped_updates of shape ({channels},), got {tuple(skipped_updates.shape)}')
     if x.numel() == 0 and x.shape[0] != 0:
         raise ValueError(f'expected at least one pixel, got input of shape {tuple(x.shape)}')
 

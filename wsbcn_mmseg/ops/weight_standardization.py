@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import check_eps
+from .arguments import check_flag, check_number
 
 
 def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,8 +63,15 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True
         >>> assert w.mean(1).abs().max() < 1e-6 and (w.var(1, unbiased=False) - 1).abs().max() < 1e-4
     """
     if not torch.jit.is_tracing():
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() < 2:
+            got = f'{weight.dtype} of shape {tuple(weight.shape)}' if isinstance(weight, Tensor) else repr(weight)
+            raise ValueError(f'expected a floating-point kernel of shape (O, I, *), got {got}')
         check_fan_in('Weight Standardization', weight)
-        check_eps(eps)
+        check_number('eps', eps, 0)
+        check_flag('center', center)
+        check_flag('scale', scale)
+    if weight.shape[0] == 0:
+        return weight.clone()
     dtype = torch.promote_types(weight.dtype, torch.float32)
     flat = weight.to(dtype).flatten(1)
     if center and scale:
