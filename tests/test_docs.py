@@ -1,4 +1,5 @@
-"""What docs/use_in_your_project.md says works."""
+"""README and docs: code runs, tables are the measurements, files and links exist."""
+import csv
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from wsbcn_mmseg.layers import BCN, ConvWS
+from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
 
 PAGE = (ROOT / 'docs' / 'use_in_your_project.md').read_text()
 SNIPPET, ON_TOP, SCRIPT, CALL, FINE_TUNING, CALIBRATION = re.findall(r'```python\n(.*?)```', PAGE, re.S)
@@ -82,6 +84,111 @@ def test_commands_are_those_of_the_tools():
     assert all(flag in help_text for flag in [*said.split(), '--bcn-ws'])
 
 
-def test_pages_it_points_to():
-    for link in re.findall(r'\]\(([\w/.]+)\)', PAGE):
-        assert (ROOT / 'docs' / link).is_file(), link
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')), *sorted((ROOT / 'configs').rglob('*.md'))]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_links_exist(page):
+    text = page.read_text()
+    named = re.findall(r'(?<![\w/.])((?:tools|configs|docs|tests|examples)/[\w/.-]+\.(?:py|sh|md|png))', text)
+    linked = re.findall(r'\]\((?!https?:)([^)#]+)', text)
+    assert not [name for name in named if not (ROOT / name).is_file()]
+    assert not [link for link in linked if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_anchors_exist(page):
+    for link, anchor in re.findall(r'\]\((?!https?:)([^)#]*)#([^)]+)\)', page.read_text()):
+        target = (page.parent / link if link else page).read_text()
+        headings = [re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-')
+                    for heading in re.findall(r'^#+ (.*)$', target, re.M)]
+        assert anchor in headings
+
+
+# README
+
+@pytest.fixture
+def readme(root):
+    return (root / 'README.md').read_text()
+
+
+@pytest.fixture
+def snippets(readme):
+    """Plain PyTorch, OpenMMLab."""
+    return re.findall(r'```python\n(.*?)```', readme, re.S)
+
+
+def test_readme_converts_and_trains_a_plain_network(snippets, capsys):
+    names = {}
+    exec(snippets[0], names)
+    conv, norm, _, logits = names['model']
+    assert type(conv) is ConvWS and type(norm) is BCN and type(logits) is torch.nn.Conv2d
+    assert norm.update_rate == names['optimizer'].param_groups[0]['lr']
+    assert not torch.equal(norm.bn.running_mean, torch.zeros(64))
+    assert 'Converted 1 norm and 1 convolution.' in capsys.readouterr().out
+
+
+def test_readme_config_works(snippets, tmp_path):
+    (tmp_path / 'config.py').write_text(snippets[1])
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    norms = [m for m in model.modules() if isinstance(m, BCN)]
+    assert len(norms) == 55 and sum(isinstance(m, ConvWS) for m in model.modules()) == 55
+    assert [hook['type'] for hook in cfg.custom_hooks] == ['BCNUpdateRateHook', 'SyncNormStatisticsHook']
+
+
+def test_readme_names_every_folder_of_the_package(root, readme):
+    layout = readme[readme.index('## Layout'):]
+    parts = [path for path in (root / 'wsbcn_mmseg').iterdir() if not path.name.startswith('_')]
+    missing = [path.name for path in parts if path.is_dir() and f'{path.name}/`' not in layout]
+    assert not missing
+
+
+@pytest.mark.parametrize('table', ['camvid', 'digits'])
+def test_readme_tables_are_the_measurements(root, readme, table):
+    names = {'BCN+WS, large-batch mode': 'BCN+WS'}
+    with (root / 'docs' / 'results' / f'{table}.csv').open() as file:
+        measured = {(row['method'], row['batch']): f'{float(row["mean"]):.2f} ± {float(row["std_error"]):.2f}'
+                    for row in csv.DictReader(file)}
+    if table == 'camvid':  # with one image, BCN+WS follows Algorithm 1
+        measured['BCN+WS, Algorithm 1', '1'] = measured.pop(('BCN+WS', '1'))
+    start = readme.index({'camvid': '**CamVid from scratch', 'digits': '**Digits'}[table])
+    section = readme[start:readme.index('\n**', start)]
+    batches = re.findall(r'(\d+) images? per update', section[section.index('| |'):])[:2]
+    shown = {(names.get(name, name), batch): cell.replace('*', '').strip()
+             for name, *cells in re.findall(r'^\| (\S[^|]*?) \| (.*?) \| (.*?) ?\|$', section, re.M)
+             for batch, cell in zip(batches, cells, strict=True) if cell.strip()}
+    assert shown == measured
+
+
+def test_table_11_has_a_config_per_row(root, readme):
+    rows = re.findall(r'^\| `(\w+)` \|', readme, re.M)
+    configs = {path.name for path in (root / 'configs').glob('deeplabv3_r101_*_voc.py')}
+    extras = {'pretrain', *(path.stem for path in (root / 'requirements').iterdir())}  # another table's rows
+    assert configs == {f'deeplabv3_r101_{row}_voc.py' for row in rows if row not in extras}
+
+
+# Extending
+
+def test_the_norm_of_the_page_can_be_compared():
+    names = {}
+    exec(re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'add_a_norm.md').read_text(), re.S)[1], names)
+    norm = names['MyNorm'](8)
+    y = norm(torch.randn(2, 8, 5, 5))
+    torch.testing.assert_close(y.square().mean((2, 3)), torch.ones(2, 8), rtol=1e-3, atol=0)
+    assert norm._abbr_ == 'mynorm'
+
+
+def test_the_comparison_of_the_page_is_one(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'add_a_comparison.md').read_text(), re.S)[1], names)
+    comparison = names['comparison']
+    assert len({training.name for training in comparison.trainings}) == 6
+    assert comparison.train.is_file() and all(training.config.is_file() for training in comparison.trainings)
+
+
+def test_the_kernel_page_names_what_exists():
+    names = re.findall(r'^\| `(\w+)` \|', (ROOT / 'docs' / 'add_a_kernel.md').read_text(), re.M)
+    assert tuple(names) == IMPLEMENTATIONS
