@@ -7,7 +7,7 @@ from pathlib import Path
 from wsbcn_mmseg.datasets.mini_voc import make_mini_voc
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('out', type=Path, help='folder that will hold VOCdevkit/ and benchmark_RELEASE/')
     parser.add_argument('--train', type=int, default=60, help='images of VOC train')
@@ -17,7 +17,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     print(f'Writing {args.train + args.val + args.sbd} synthetic images (drawn, not photographs) in the layout of '
           f'VOC 2012 and SBD to {args.out}', flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from wsbcn_mmseg.datasets.voc_aug import VOCAugError, plan_voc_aug, prepare_voc_aug
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('voc_root', type=Path, help='the VOC2012 folder')
     source = parser.add_mutually_exclusive_group(required=True)
@@ -23,7 +23,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     try:
         plan = plan_voc_aug(args.voc_root, args.sbd, args.aug, args.expected)

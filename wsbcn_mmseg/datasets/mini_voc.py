@@ -4,7 +4,6 @@ Each of the 20 object classes is a combination of one of ten colors, a texture o
 color alone does not determine the class. Two to four objects are drawn on a noisy background. Use it to try the whole
 pipeline in minutes; scores on it are not comparable with scores on VOC.
 """
-
 import io
 import json
 import math
@@ -26,21 +25,22 @@ _COLORS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60]
 _MIN_IMAGES = 7  # of two, three or four objects each: enough for every class once
 
 
-def make_mini_voc(root, num_train=60, num_val=42, num_sbd=120, seed=0):
+def make_mini_voc(root: str | Path, num_train: int = 60, num_val: int = 42, num_sbd: int = 120,
+                  seed: int = 0) -> dict[str, int]:
     """Make ``root/VOCdevkit/VOC2012`` and ``root/benchmark_RELEASE``; the same seed gives the same bytes.
 
     As in the real releases all SBD images are VOC images, and SBD also labels three out of four images of VOC train
     and of VOC val. SBD's label maps have no void borders.
 
     Args:
-        root (Path): Folder for both releases; an earlier result with the same settings in it is overwritten.
-        num_train (int): Images of VOC train, at least 7. Default 60.
-        num_val (int): Images of VOC val, at least 7. Default 42.
-        num_sbd (int): Images that only SBD labels. Default 120.
-        seed (int): Default 0.
+        root: Folder for both releases; an earlier result with the same settings in it is overwritten.
+        num_train: Images of VOC train, at least 7. Defaults to 60.
+        num_val: Images of VOC val, at least 7. Defaults to 42.
+        num_sbd: Images that only SBD labels. Defaults to 120.
+        seed: Random seed. Defaults to 0.
 
     Returns:
-        dict[str, int]: Number of images in 'train', 'val', 'sbd' (all that SBD labels) and 'trainaug' (what
+        Number of images in 'train', 'val', 'sbd' (all that SBD labels) and 'trainaug' (what
         ``tools/prepare_voc_aug.py`` has to arrive at).
 
     Raises:
@@ -79,7 +79,7 @@ def make_mini_voc(root, num_train=60, num_val=42, num_sbd=120, seed=0):
     return dict(train=num_train, val=num_val, sbd=len(splits['sbd']), trainaug=num_train + num_sbd)
 
 
-def _claim(root, settings, names):
+def _claim(root: Path, settings: dict[str, int], names: list[str]) -> None:
     """Leave a marker in ``root``, or raise if the trees there were not made by this module with these settings."""
     marker = root / _MARKER
     content = json.dumps(dict(note='synthetic images made by tools/make_mini_voc.py', **settings)) + '\n'
@@ -92,7 +92,7 @@ def _claim(root, settings, names):
     marker.write_text(content)
 
 
-def _split_names(rng, num_train, num_val, num_sbd):
+def _split_names(rng: np.random.Generator, num_train: int, num_val: int, num_sbd: int) -> dict[str, list[str]]:
     total = num_train + num_val + num_sbd
     names = [f'{2007 + i % 6}_{27 + 4 * i:06d}' for i in range(total)]
     shuffled = [names[i] for i in rng.permutation(total)]
@@ -102,7 +102,7 @@ def _split_names(rng, num_train, num_val, num_sbd):
             dict(train=train, val=val, sbd_only=sbd_only, sbd=sbd).items()}
 
 
-def _deal_classes(rng, num_images):
+def _deal_classes(rng: np.random.Generator, num_images: int) -> list[np.ndarray]:
     """Object classes 1-20 for each image, dealt from shuffled decks so that all occur equally often."""
     counts = [2 + i % 3 for i in range(num_images)]
     num_decks = -(-sum(counts) // (NUM_CLASSES - 1))
@@ -110,11 +110,11 @@ def _deal_classes(rng, num_images):
     return np.split(decks[:sum(counts)], np.cumsum(counts))[:-1]
 
 
-def _write_list(path, names):
+def _write_list(path: Path, names: list[str]) -> None:
     path.write_text(''.join(f'{name}\n' for name in sorted(names)))
 
 
-def _save_sbd_label(path, label):
+def _save_sbd_label(path: Path, label: np.ndarray) -> None:
     """Write ``GTcls`` as SBD has it: boundaries per class as sparse matrices, labels (H, W) uint8, classes present."""
     present = np.unique(label[label > 0])
     boundaries = np.empty((NUM_CLASSES - 1, 1), object)
@@ -129,7 +129,7 @@ def _save_sbd_label(path, label):
     path.write_bytes(b'MATLAB 5.0 MAT-file, synthetic mini SBD'.ljust(116) + buffer.getvalue()[116:])
 
 
-def _draw_scene(rng, classes):
+def _draw_scene(rng: np.random.Generator, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An image (H, W, 3), its class map (H, W), both uint8, and a mask (H, W) of the borders round objects."""
     height, width = int(rng.integers(333, 501)), 500
     if rng.random() < 1 / 3:
@@ -145,12 +145,12 @@ def _draw_scene(rng, classes):
     return np.clip(image, 0, 255).astype(np.uint8), label, border
 
 
-def _smooth_noise(rng, height, width, cell):
+def _smooth_noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
     grid = rng.uniform(-1, 1, (height // cell + 2, width // cell + 2)).astype(np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _draw_background(rng, height, width):
+def _draw_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Two muted colors, one above the other like sky and ground, mixed by noise of several scales."""
     top, bottom = (rng.uniform(50, 200, (2, 1)) + rng.uniform(-20, 20, (2, 3))).astype(np.float32)
     horizon = np.linspace(-2, 2, height, dtype=np.float32)[:, None] + rng.uniform(-1, 1)
@@ -160,7 +160,7 @@ def _draw_background(rng, height, width):
     return top + weight * (bottom - top) + grain
 
 
-def _cells(count, height, width):
+def _cells(count: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
     """Boxes (y, x, height, width) that divide the image, one per object, so that no object hides another."""
     rows, cols = {2: (1, 2), 3: (1, 3), 4: (2, 2)}[count]
     if height > width:
@@ -169,7 +169,8 @@ def _cells(count, height, width):
     return [(r * size[0], c * size[1], *size) for r in range(rows) for c in range(cols)]
 
 
-def _draw_object(rng, image, instances, number, cls, cell):
+def _draw_object(rng: np.random.Generator, image: np.ndarray, instances: np.ndarray, number: int, cls: int,
+                 cell: tuple[int, int, int, int]) -> None:
     """Draw an object of at least 80 pixels across into both maps, in place; it may reach out of its cell a little."""
     y, x, height, width = cell
     radius = max(40.0, rng.uniform(0.35, 0.55) * min(height, width))
@@ -194,7 +195,7 @@ def _draw_object(rng, image, instances, number, cls, cell):
     instances[rows, columns][alpha[..., 0] >= 0.5] = number
 
 
-def _shape(u, v, kind):
+def _shape(u: np.ndarray, v: np.ndarray, kind: int) -> np.ndarray:
     """Distance from the center in units of the distance of the outline; u, v in [-1, 1] inside."""
     au, av = abs(u), abs(v)
     if kind == 0:
@@ -208,7 +209,7 @@ def _shape(u, v, kind):
     return np.maximum(np.maximum(au, av), np.minimum(au, av) + 0.55)  # cross
 
 
-def _texture(u, v, kind, phase):
+def _texture(u: np.ndarray, v: np.ndarray, kind: int, phase: float) -> np.ndarray:
     """Brightness pattern in [-1, 1]; four or so periods across the object."""
     if kind == 0:
         return np.zeros_like(u)  # plain

@@ -1,5 +1,4 @@
 """Data augmentation of the paper's VOC experiments that MMSegmentation does not have."""
-
 import math
 
 import numpy as np
@@ -22,21 +21,23 @@ class RandomLogScale(Resize):
     (width, height; after rounding to whole pixels) and ``keep_ratio``.
 
     Args:
-        scale_range (tuple[float, float]): Smallest and largest factor. Default (0.5, 2.0), the paper's.
-        interpolation (str): Filter for the image. Default 'lanczos'.
-        backend (str): 'pillow' (default) or 'cv2'. Only Pillow's filters are antialiased when they shrink an image.
+        scale_range: Smallest and largest factor. Defaults to (0.5, 2.0), the paper's.
+        interpolation: Filter for the image. Defaults to 'lanczos'.
+        backend: 'pillow' or 'cv2'; only Pillow's filters are antialiased when they shrink an image. Defaults to
+            'pillow'.
 
     Raises:
         ValueError: If not 0 < smallest <= largest factor.
 
-    Example:
+    Examples:
         >>> pipeline = [
         ...     dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
         ...     dict(type='RandomLogScale', scale_range=(0.5, 2.0)),
         ...     dict(type='RandomCrop', crop_size=(513, 513))]
     """
 
-    def __init__(self, scale_range=(0.5, 2.0), interpolation='lanczos', backend='pillow'):
+    def __init__(self, scale_range: tuple[float, float] = (0.5, 2.0), interpolation: str = 'lanczos',
+                 backend: str = 'pillow'):
         try:
             low, high = map(float, scale_range)
         except (TypeError, ValueError):
@@ -47,11 +48,11 @@ class RandomLogScale(Resize):
         self.scale_range = (low, high)
 
     @cache_randomness
-    def _random_factor(self):
+    def _random_factor(self) -> float:
         low, high = self.scale_range
         return math.exp(np.random.uniform(math.log(low), math.log(high)))
 
-    def transform(self, results):
+    def transform(self, results: dict) -> dict:
         """Resize ``results['img']``, shape (H, W) or (H, W, C), and its label maps, shape (H, W)."""
         factor = self._random_factor()
         height, width = results['img'].shape[:2]
@@ -60,6 +61,6 @@ class RandomLogScale(Resize):
         self._resize_seg(results)
         return results
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (f'{type(self).__name__}(scale_range={self.scale_range}, interpolation={self.interpolation!r}, '
                 f'backend={self.backend!r})')

@@ -4,18 +4,19 @@ SBD is the Semantic Boundaries Dataset (Hariharan et al., "Semantic Contours fro
 labels VOC images that VOC itself does not label, among others. With both releases complete the set has 10,582 images:
 1,464 keep VOC's own labels, with void (255) borders round objects, 9,118 have SBD's, without.
 """
-
 import os
 import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
 from scipy.io import loadmat
 
+Read = TypeVar('Read')
 NUM_CLASSES = 21
 VOID = 255
 
@@ -39,21 +40,21 @@ class Job(NamedTuple):
 class Report(NamedTuple):
     """The result of a job: ``problems`` are (path, reason) pairs; ``written`` is False if the output existed."""
 
-    problems: list
+    problems: list[tuple[Path, str]]
     written: bool
 
 
 class Plan(NamedTuple):
     """What to do: verify and write ``train`` jobs, verify ``val`` jobs, list ``names`` in ``list_file``."""
 
-    train: list
-    val: list
-    names: list
+    train: list[Job]
+    val: list[Job]
+    names: list[str]
     num_voc: int
     list_file: Path
 
 
-def voc_palette():
+def voc_palette() -> list[int]:
     """VOC's color map as 768 integers for ``PIL.Image.putpalette``; the bits of a label are spread over R, G, B."""
     labels = np.arange(256)
     palette = np.zeros((256, 3), dtype=int)
@@ -63,7 +64,7 @@ def voc_palette():
     return palette.ravel().tolist()
 
 
-def save_label(path, label):
+def save_label(path: Path, label: np.ndarray) -> None:
     """Write a label map, uint8 of shape (H, W), as palette PNG; ``path`` never holds a half-written file."""
     image = Image.fromarray(label)
     image.putpalette(voc_palette())
@@ -72,7 +73,7 @@ def save_label(path, label):
     os.replace(temporary, path)
 
 
-def load_label(path):
+def load_label(path: Path) -> np.ndarray:
     """Read a label map, uint8 of shape (H, W), from a palette or grayscale PNG or from an SBD ``.mat`` file.
 
     Raises:
@@ -99,17 +100,18 @@ def load_label(path):
     return label
 
 
-def plan_voc_aug(voc_root, sbd_root=None, aug_root=None, expected=10582):
+def plan_voc_aug(voc_root: str | Path, sbd_root: str | Path | None = None, aug_root: str | Path | None = None,
+                 expected: int = 10582) -> Plan:
     """Read the lists and plan which label maps have to be made from which files.
 
     Args:
-        voc_root (Path): The VOC2012 folder; holds JPEGImages, SegmentationClass and ImageSets.
-        sbd_root (Path, optional): SBD's benchmark_RELEASE folder, or the dataset folder in it.
-        aug_root (Path, optional): A ready SegmentationClassAug folder of PNGs, used if ``sbd_root`` is not given.
-        expected (int): How many training images there must be. Default 10,582.
+        voc_root: The VOC2012 folder; holds JPEGImages, SegmentationClass and ImageSets.
+        sbd_root: SBD's benchmark_RELEASE folder, or the dataset folder in it.
+        aug_root: A ready SegmentationClassAug folder of PNGs, used if ``sbd_root`` is not given.
+        expected: How many training images there must be. Defaults to 10,582.
 
     Returns:
-        Plan: Names in sorted order. VOC's own labels are preferred where they exist.
+        The plan, with names in sorted order. VOC's own labels are preferred where they exist.
 
     Raises:
         VOCAugError: If a folder is not what it should be or the number of images is not the expected one.
@@ -129,10 +131,10 @@ def plan_voc_aug(voc_root, sbd_root=None, aug_root=None, expected=10582):
             f'{len(extra)} in {"SBD" if sbd_root else "the folder given with --aug"}, {len(val)} in VOC val to leave '
             f'out); complete the data, or pass --expected {len(names)} if it is complete.')
 
-    def job(name, label, output=None):
+    def job(name: str, label: Path, output: Path | None = None) -> Job:
         return Job(voc_root / 'JPEGImages' / f'{name}.jpg', label, output)
 
-    def voc_label(name):
+    def voc_label(name: str) -> Path:
         return voc_root / 'SegmentationClass' / f'{name}.png'
 
     output = voc_root / 'SegmentationClassAug'
@@ -145,17 +147,17 @@ def plan_voc_aug(voc_root, sbd_root=None, aug_root=None, expected=10582):
         list_file=lists / 'trainaug.txt')
 
 
-def prepare_voc_aug(plan, workers=1):
+def prepare_voc_aug(plan: Plan, workers: int = 1) -> int:
     """Verify every image and label map of ``plan``, write the training label maps and, if all is well, the list.
 
     Label maps that are there and right are kept, so an interrupted run continues where it stopped.
 
     Args:
-        plan (Plan): From :func:`plan_voc_aug`.
-        workers (int): Number of processes. Default 1, which stays in this process.
+        plan: From :func:`plan_voc_aug`.
+        workers: Number of processes. Defaults to 1, which starts no other process.
 
     Returns:
-        int: How many label maps were written; the other ones were right already.
+        How many label maps were written; the others were correct already.
 
     Raises:
         VOCAugError: If files are missing or corrupt: the message has the first 20, their number, and where to get them.
@@ -173,17 +175,17 @@ def prepare_voc_aug(plan, workers=1):
     return sum(report.written for report in reports)
 
 
-def _require(root, entries, meaning, source):
+def _require(root: Path, entries: list[str], meaning: str, source: str) -> None:
     missing = [str(root / entry) for entry in entries if not (root / entry).exists()]
     if missing:
         raise VOCAugError(f'{root} is not {meaning} ({missing[0]} is missing); get it from {source}.')
 
 
-def _read_names(path):
+def _read_names(path: Path) -> set[str]:
     return set(path.read_text().split())
 
 
-def _sbd_labels(root):
+def _sbd_labels(root: Path) -> tuple[set[str], Callable[[str], Path]]:
     if (root / 'dataset').is_dir():
         root = root / 'dataset'
     _require(root, ['cls', 'train.txt', 'val.txt'], "SBD's benchmark_RELEASE folder", _SBD_PAGE)
@@ -191,14 +193,14 @@ def _sbd_labels(root):
     return names, lambda name: root / 'cls' / f'{name}.mat'
 
 
-def _aug_labels(root):
+def _aug_labels(root: Path) -> tuple[set[str], Callable[[str], Path]]:
     names = {path.stem for path in root.glob('*.png')}
     if not names:
         raise VOCAugError(f'{root} holds no PNG files; pass the folder that holds SegmentationClassAug/*.png.')
     return names, lambda name: root / f'{name}.png'
 
 
-def _run(jobs, workers):
+def _run(jobs: list[Job], workers: int) -> Iterator[Report]:
     if workers == 1:
         yield from map(_process, jobs)
         return
@@ -210,7 +212,7 @@ def _run(jobs, workers):
             pool.shutdown(cancel_futures=True)
 
 
-def _process(job):
+def _process(job: Job) -> Report:
     problems = []
     size = _attempt(_decoded_size, job.image, problems)
     label = _attempt(load_label, job.label, problems)
@@ -222,7 +224,7 @@ def _process(job):
     return Report(problems, written)
 
 
-def _attempt(read, path, problems):
+def _attempt(read: Callable[[Path], Read], path: Path, problems: list[tuple[Path, str]]) -> Read | None:
     # Decoders raise nearly anything on corrupt files (OSError, SyntaxError, zlib.error, KeyError, ...).
     try:
         return read(path)
@@ -232,13 +234,13 @@ def _attempt(read, path, problems):
         problems.append((path, f'is corrupt or wrong: {error}'))
 
 
-def _decoded_size(path):
+def _decoded_size(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         image.load()  # open() reads the header only
         return image.height, image.width
 
 
-def _holds(path, label):
+def _holds(path: Path, label: np.ndarray) -> bool:
     try:
         with Image.open(path) as image:
             return image.mode == 'P' and np.array_equal(np.array(image), label)
@@ -246,7 +248,7 @@ def _holds(path, label):
         return False
 
 
-def _describe(problems):
+def _describe(problems: list[tuple[Path, str]]) -> str:
     paths = [path for path, _ in problems]
     sources = {
         _VOC_PAGE: any(path.parent.name in ('JPEGImages', 'SegmentationClass') for path in paths),
