@@ -3,7 +3,9 @@ import copy
 import io
 import warnings
 
+import pytest
 import torch
+from conftest import run_ranks
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -79,3 +81,25 @@ def test_copies_and_whole_models_in_files():
     file.seek(0)
     for again in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         assert torch.equal(again(X), model(X))
+
+
+def _shard_and_compare(rank: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    torch.manual_seed(0)
+    model = nn.Sequential(ConvWS(3, 8, 3), BCN(8, update_rate=0.3), nn.ReLU(), ConvWS(8, 8, 3), BCN(8, update_rate=0.3))
+    plain, mesh = copy.deepcopy(model), init_device_mesh('cpu', (2, ))
+    for module in (*model[:2], *model[3:], model):
+        fully_shard(module, mesh=mesh)
+    for network in (model, plain):
+        network(X).square().sum().backward()
+    for sharded, parameter in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(sharded.grad.full_tensor(), parameter.grad)
+    assert torch.equal(model[1].bn.running_mean, plain[1].bn.running_mean)
+
+
+def test_sharded_networks_have_the_gradients_of_whole_ones():
+    pytest.importorskip('torch.distributed.fsdp', reason='needs FSDP')
+    if not hasattr(torch.distributed.fsdp, 'fully_shard'):
+        pytest.skip('fully_shard came with torch 2.6')
+    run_ranks(_shard_and_compare)
