@@ -175,7 +175,7 @@ def test_resumed_runs_go_on(tmp_path):
 
 
 def test_non_finite_inputs_are_reported_by_name(tmp_path, caplog):
-    runner, _ = make_runner(tmp_path, dict(type='BCNUpdateRateHook', interval=3), dataset=Images(broken=[1, 2]))
+    runner, _ = make_runner(tmp_path, dict(type='BCNUpdateRateHook', report_interval=3), dataset=Images(broken=[1, 2]))
     with caplog.at_level(logging.WARNING, logger=runner.logger.name):
         messages = []
         runner.logger.addHandler(type('Keep', (logging.Handler, ), dict(

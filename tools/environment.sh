@@ -13,7 +13,7 @@ environment() {
         echo "Installing into $venv"
         echo "$stack" > "$venv/.stack"
         "$venv/bin/pip" install --quiet "$torch"
-        if [[ $stack == openmmlab ]]; then  # mmcv compiles, against the torch that is there
+        if [[ $stack == openmmlab ]]; then  # mmcv is compiled against the installed torch
             "$venv/bin/pip" install --quiet 'setuptools<81' wheel ninja psutil
             "$venv/bin/pip" install --quiet --no-build-isolation mmcv==2.1.0
         fi

@@ -75,7 +75,7 @@ def _dynamic() -> dict[int, Dim]:
 
 
 def onnx_runner(path: str | Path, threads: int = 0) -> NetworkFunction:
-    """The ONNX file as a function of a CPU tensor, computed by ONNX Runtime; ``threads=0`` lets it choose."""
+    """An ONNX file as a function of a CPU tensor, run by ONNX Runtime; with ``threads=0`` it chooses their number."""
     import onnxruntime  # optional
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

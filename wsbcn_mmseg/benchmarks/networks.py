@@ -53,7 +53,7 @@ def _networks(device: str) -> list[Network]:
 
 
 def build_network(network: Network, depth: int, options: Options) -> nn.Module:
-    """DeepLabV3 of a config of ours, with another depth."""
+    """DeepLabV3 from one of our configs, with another depth."""
     cfg = Config.fromfile(options.configs / f'deeplabv3_r101_{network.config}_voc.py')
     init_default_scope(cfg.default_scope)
     cfg = cfg.model

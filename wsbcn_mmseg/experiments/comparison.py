@@ -108,7 +108,7 @@ def check_all_succeeded(rows: list[dict]) -> None:
 def train_all(comparison: Comparison) -> list[dict]:
     """Run trainings, except those with results in ``out`` or ``reuse``.
 
-    ``out / 'results.jsonl'`` gets a line as each training ends.
+    Each finished training adds a line to ``out / 'results.jsonl'``.
 
     Returns:
         One row per training: method, batch, seed, score, and all final ``scores``; where training failed, score is None

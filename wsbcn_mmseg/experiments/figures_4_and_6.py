@@ -29,7 +29,7 @@ SHARES = ('gradient_eq11', 'gradient_eq12', 'gradient_left')
 def watched_training(config: Path, method: Method, work_dir: Path, epochs: int, depth: int,
                      gradients: bool = False) -> Path:
     """Train ResNet-``depth`` by ``config``, watched in the last iteration of each epoch or, with ``gradients``, in the
-    first; a finished run is not made again."""
+    first; finished runs are reused."""
     finished, settings = work_dir / 'finished', f'{config.stem} {epochs} {depth} {gradients}'
     if finished.exists() and finished.read_text() == settings:
         return work_dir

@@ -27,11 +27,11 @@ NO_NORMS = 'has no BN, SyncBN or GN'
 
 @dataclass
 class Result:
-    """What came of one family.
+    """The result for one family.
 
     Attributes:
         family: Config, below the configs folder of MMSegmentation.
-        outcome: ``'ok'``, or why not.
+        outcome: ``'ok'``, or the reason for the failure.
         bcn, conv_ws, plain_convs: Layers after the conversion.
     """
     family: str

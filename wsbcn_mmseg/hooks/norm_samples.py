@@ -1,4 +1,4 @@
-"""What is kept of a norm's input and output while a network trains: moments, maxima and activity per channel."""
+"""Per-channel moments, maxima and activity of a norm's input and output, sampled during training."""
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -38,7 +38,7 @@ def _channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_norm(x: Tensor, y: Tensor) -> Tensor:
-    """What is kept of a norm's input and output, shape (6, C)."""
+    """A sample of a norm's input and output, shape (6, C), rows as in ``ROWS``."""
     x, y = (t.detach().to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
     pixels = [dim for dim in range(y.dim()) if dim != 1]
     return torch.stack([*_channel_moments(x), *_channel_moments(y), y.amax(pixels),
@@ -47,7 +47,7 @@ def sample_norm(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass
 class WatchedNorm:
-    """A norm and what was seen of it."""
+    """A norm and its samples."""
     norm: nn.Module
     samples: list[Tensor] = field(default_factory=list)  # of this iteration's calls
     counts: list[int] = field(default_factory=list)

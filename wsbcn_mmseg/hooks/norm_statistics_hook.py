@@ -120,7 +120,7 @@ class NormStatisticsHook(Hook):
 
     @staticmethod
     def _epoch(runner) -> float | None:
-        """Epochs behind us, with fractions; None in runs that count iterations alone."""
+        """Completed epochs (fractional); None for iteration-based training."""
         loop = runner.train_loop
         return (runner.iter + 1) / len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
 
@@ -207,7 +207,7 @@ def _iteration(line: str) -> float:
 
 
 def _finite(values: Tensor) -> list[float | None]:
-    """For JSON, which knows no NaN."""
+    """NaN and infinity become None, which JSON can represent."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 

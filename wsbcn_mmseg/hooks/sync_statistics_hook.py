@@ -1,4 +1,4 @@
-"""What is saved is what was validated, on any number of ranks."""
+"""Average running statistics over ranks, so that the saved network is the validated one."""
 import itertools
 
 from mmengine.dist import all_reduce_params, get_world_size
@@ -18,7 +18,7 @@ class SyncNormStatisticsHook(Hook):
     and the two disagree. This hook averages them, in one collective, before every checkpoint and every validation, and
     every ``interval`` iterations if asked. An averaged model kept by ``EMAHook`` is included.
 
-    Its priority lets it act before ``EMAHook`` copies the statistics and before ``CheckpointHook`` writes them.
+    Its priority places it before ``EMAHook``, which copies the statistics, and ``CheckpointHook``, which saves them.
 
     Args:
         interval: Iterations between further averages; -1 for none. Defaults to -1.

@@ -1,4 +1,4 @@
-"""r of Algorithm 1 follows the learning rate (Section 7.2.2)."""
+"""The update rate r of Algorithm 1 follows the learning rate (Section 7.2.2)."""
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
@@ -14,30 +14,32 @@ class BCNUpdateRateHook(Hook):
     """Set ``update_rate`` of every micro-batch :class:`~wsbcn_mmseg.layers.BCN` to its learning rate.
 
     "We set the update rate r to be the learning rate of trainable parameters" (Section 7.2.2). Before every iteration
-    the rate of a layer becomes ``factor`` times the learning rate of the parameter group that holds its parameters,
+    the rate of a layer becomes ``factor`` times the learning rate of the parameter group that contains its parameters,
     within [``min_rate``, ``max_rate``]. Layers without a trainable parameter in any optimizer keep theirs. The
-    estimates move at every forward, also under gradient accumulation. No device synchronization.
+    estimates are updated at every forward pass, also under gradient accumulation. The hook does not synchronize with
+    the device for this.
 
-    Every ``interval`` iterations it also reports the layers whose estimates skipped an update since the last report
-    because their input was not finite, and those whose estimates are not finite themselves.
+    Every ``report_interval`` iterations it also reports the layers whose estimates skipped an update since the last
+    report because their input was not finite, and those whose estimates are not finite themselves.
 
     Args:
-        factor: Defaults to 1.0.
-        min_rate, max_rate: Defaults to 0.0 and 1.0. With optimizers of small learning rates (AdamW at 1e-4) the
-            estimates would hardly move; give a ``factor`` or a ``min_rate`` there.
-        interval: Iterations between reports of inputs and estimates that are not finite, one device synchronization
-            each. Defaults to 50.
+        factor: Update rate divided by learning rate. Defaults to 1.0.
+        min_rate, max_rate: Bounds of the update rate. Default to 0.0 and 1.0. With small learning rates (AdamW at 1e-4)
+            the estimates would hardly change; set a ``factor`` or a ``min_rate``.
+        report_interval: Iterations between reports of inputs and estimates that are not finite, each of which
+            synchronizes the device once. Defaults to 50.
+        interval: Former name of ``report_interval``.
 
     Examples:
         >>> custom_hooks = [dict(type='BCNUpdateRateHook')]
     """
     priority = 'NORMAL'
 
-    def __init__(self, factor: float = 1.0, min_rate: float = 0.0, max_rate: float = 1.0, interval: int = 50):
+    def __init__(self, factor: float = 1.0, min_rate: float = 0.0, max_rate: float = 1.0,
+                 report_interval: int = 50, interval: int | None = None):
         self._settings = dict(factor=factor, min_rate=min_rate, max_rate=max_rate)
         UpdateRate(nn.Identity(), [], **self._settings)  # checks them
-        check_integer('interval', interval, 1)
-        self.interval = interval
+        self.report_interval = check_integer('report_interval', report_interval if interval is None else interval, 1)
 
     def before_train(self, runner) -> None:
         wrapper = runner.optim_wrapper
@@ -53,7 +55,7 @@ class BCNUpdateRateHook(Hook):
         self._rate.update()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if not self.every_n_train_iters(runner, self.interval):
+        if not self.every_n_train_iters(runner, self.report_interval):
             return
         skipped = self._skipped()
         worst = [(now - before).max() for now, before in zip(skipped, self._reported, strict=True)]  # of the channels
@@ -63,8 +65,8 @@ class BCNUpdateRateHook(Hook):
                                       'its estimates kept their values there')
         for name, finite in zip(self._layers, self._finite_estimates(), strict=True):
             if not finite:
-                runner.logger.warning(f'{name}: its running estimates are not finite and stay so; the checkpoint that '
-                                      'training started from may be damaged')
+                runner.logger.warning(f'{name}: its running estimates are not finite and cannot recover; the '
+                                      'checkpoint that training started from may be damaged')
         self._reported = skipped
 
     def _finite_estimates(self) -> list[bool]:
