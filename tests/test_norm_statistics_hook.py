@@ -8,7 +8,7 @@ import torch
 from conftest import run_ranks
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from test_hooks import Images, Model, make_runner
+from small_training import Images, Model, make_runner
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
