@@ -196,7 +196,7 @@ def test_the_flag_in_two_processes_and_the_config_it_writes(stdc, mini_voc, tmp_
 
 
 @pytest.mark.parametrize('arguments, sentence', [
-    (['--include', 'backbone'], 'give one of these'),
+    (['--include', 'backbone'], 'need one of --bcn-ws'),
     (['--norm', 'NoNorm'], 'no norm is registered as'),
 ])
 def test_mistakes_are_one_sentence(arguments, sentence, mini_voc):
