@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .dataflow import Dataflow
 from .report import ConversionError, count, quoted
 from .selection import Selection
-from .trial_run import TrialRun, first_line
+from .trial_run import TrialRun, describe
 
 
 def check_result(trial: TrialRun, selection: Selection, before: list[Tensor]) -> None:
@@ -30,7 +30,7 @@ def check_result(trial: TrialRun, selection: Selection, before: list[Tensor]) ->
             seen = trial.again(convs, norms)
     except Exception as error:
         raise ConversionError('the converted network does not run, nothing was converted: '
-                              f'{quoted(watch.running())} raised {first_line(error)}') from error
+                              f'{quoted(watch.running())} raised {describe(error)}') from error
     for layer, calls in expected.calls.items():
         if seen.calls.get(layer) != calls:
             raise ConversionError(f'{quoted(selection.name(layer))} ran {count(calls, "time")} before the '

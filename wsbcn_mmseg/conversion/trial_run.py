@@ -67,7 +67,7 @@ class TrialRun:
                     break
         if not any(attempt.failure is None for attempt in self.attempts):
             failure = self.attempts[0].failure if self.attempts else None
-            reason = first_line(failure) if failure else 'it has no convolution or linear layer to make up inputs for'
+            reason = describe(failure) if failure else 'it has no convolution or linear layer to make up inputs for'
             raise ValueError(f'{type(self.model).__name__} runs on no input that could be made up for it ({reason}); '
                              'pass example_inputs') from failure
         return flow
@@ -177,6 +177,6 @@ def _set_modes(model: nn.Module, norms: Iterable[nn.Module], training: bool) -> 
             module.training = False
 
 
-def first_line(error: Exception) -> str:
-    """Kind and first line of an error, for messages."""
+def describe(error: Exception) -> str:
+    """Type and first line of an error."""
     return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'

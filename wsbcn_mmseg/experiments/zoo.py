@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.conversion import ConversionError, apply_bcn_ws
-from wsbcn_mmseg.conversion.trial_run import first_line
+from wsbcn_mmseg.conversion.trial_run import describe
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.conv_ws import WeightStandardized
 
@@ -72,9 +72,9 @@ def check(family: str, size: int = 128) -> Result:
         except Exception as error:  # of networks that are not ours
             failure = _failure_unconverted(family, side)
             if failure is None:
-                return Result(family, first_line(error))
+                return Result(family, describe(error))
             unconverted = unconverted or failure
-    return Result(family, f'fails unconverted too: {first_line(unconverted)}')
+    return Result(family, f'fails unconverted too: {describe(unconverted)}')
 
 
 def _converted(family: str, size: int | None) -> Result:

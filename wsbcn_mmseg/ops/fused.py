@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .estimates import merge_over_ranks, move_estimates, store_estimates
-from .planes import as_dtype, dense_format, plane_affine2, plane_affine_of_normalised, plane_dots, plane_moments
+from .planes import as_dtype, dense_format, plane_affine2, plane_affine_of_normalized, plane_dots, plane_moments
 
 
 class _BatchChannelNorm(torch.autograd.Function):
@@ -67,7 +67,7 @@ class _BatchChannelNorm(torch.autograd.Function):
         rstd = torch.rsqrt((offset * offset + spread * spread).sum(2, keepdim=True) * per_channel + eps)
         offset, spread = rstd * offset, rstd * spread
         gamma_c, beta_c = gamma_c[:, None], beta_c[:, None]
-        y = plane_affine_of_normalised(moments, dense, (gamma_c * spread).view_as(plane_mean),
+        y = plane_affine_of_normalized(moments, dense, (gamma_c * spread).view_as(plane_mean),
                                        (gamma_c * offset + beta_c).view_as(plane_mean))
 
         ctx.save_for_backward(x, plane_mean, moments.rstd, plane_std, deviation, inverse_sigma, scale, offset, spread,

@@ -78,7 +78,7 @@ def plane_moments(x: Tensor) -> PlaneMoments:
     return PlaneMoments(mean, torch.rsqrt(var + TINY))
 
 
-def plane_affine_of_normalised(moments: PlaneMoments, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def plane_affine_of_normalized(moments: PlaneMoments, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale * rstd * (x - mean) + shift, with one number of each per plane. Uses ``moments`` up."""
     if moments.normalized is None:
         return plane_affine(x, moments.mean, scale * moments.rstd, shift)

@@ -157,12 +157,12 @@ def gradients_kernel(partials, planes, statistics, coefficients, d_batch_weight,
         plane_var = tl.load(planes + stride + plane, inside, 0)
         offset, rstd = _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_channels, eps)
         sum_dy, dot_dy = _plane_sums(partials, image, channel, inside, channels, splits, BLOCK_B, BLOCK_S, BLOCK_C)
-        dot_normalised = rstd * (scale * dot_dy + offset * sum_dy)
+        dot_normalized = rstd * (scale * dot_dy + offset * sum_dy)
 
         # Through Eq. 42
         gain = gamma * rstd
         mean_1 = gamma * tl.sum(sum_dy, 1, keep_dims=True) / values
-        mean_2 = gamma * tl.sum(dot_normalised, 1, keep_dims=True) / values
+        mean_2 = gamma * tl.sum(dot_normalized, 1, keep_dims=True) / values
         slope = -rstd * rstd * mean_2
         constant = -rstd * mean_1 + slope * offset
         sum_dz = tl.where(inside, gain * sum_dy + pixels * constant, 0)
@@ -171,7 +171,7 @@ def gradients_kernel(partials, planes, statistics, coefficients, d_batch_weight,
         # Through Eq. 40
         weight_sum += tl.sum(tl.where(inside, (dot_dz + (plane_mean - mean) * sum_dz) / sigma, 0), 0, keep_dims=True)
         bias_sum += tl.sum(sum_dz, 0, keep_dims=True)
-        channel_weight_sum += tl.sum(dot_normalised, 0, keep_dims=True)
+        channel_weight_sum += tl.sum(dot_normalized, 0, keep_dims=True)
         channel_bias_sum += tl.sum(sum_dy, 0, keep_dims=True)
         out = coefficients + plane
         tl.store(out, gain * scale, inside)
