@@ -398,6 +398,30 @@ def test_kernels_that_hooks_compute(change):
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+class ReadsRawKernel(nn.Module):
+    """A kernel tied to a second operator, which folding would change."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bcn = ConvWS(3, 8, 3, padding=1), BCN(8)
+
+    def forward(self, x):
+        return nn.functional.conv_transpose2d(self.bcn(self.conv(x)).relu(), self.conv.weight, padding=1)
+
+
+def test_a_network_that_folding_would_change_is_refused():
+    model = settle(ReadsRawKernel(), torch.float32)
+    x = torch.randn(1, 3, 8, 8)
+    expected = model.eval()(x)
+    with pytest.raises(ValueError, match='does not compute what the original does.*is a raw kernel or a norm read'):
+        fold(model, x)
+    assert torch.equal(model(x), expected)
+    model = settle(nn.Sequential(ConvWS(3, 8, 3), BCN(8)), torch.float32)
+    model[1].bn.eps = 0.1
+    with pytest.raises(ValueError, match='has one eps for both variances'):
+        model(x)
+
+
 def test_kernels_of_unknown_hooks_are_named():
     conv = ConvWS(3, 8, 3)
     raw = conv.weight
