@@ -7,7 +7,6 @@ import warnings
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from wsbcn_mmseg import apply_bcn_ws
 from wsbcn_mmseg.conversion import ConversionError
@@ -15,12 +14,18 @@ from wsbcn_mmseg.runtime.checks import check_batch, check_checkpoint, check_data
 from wsbcn_mmseg.runtime.command import add_run_arguments, network_parser, run_command
 from wsbcn_mmseg.runtime.errors import UsageError
 from wsbcn_mmseg.runtime.launch import load_config
+from wsbcn_mmseg.runtime.resume import resume
+from wsbcn_mmseg.runtime.runner import ResumableRunner
 
 
 def parse_args() -> argparse.Namespace:
     parser = network_parser(__doc__, checkpoint=False)
     add_run_arguments(parser)
-    parser.add_argument('--resume', action='store_true', help='continue from the latest checkpoint in the work folder')
+    resuming = parser.add_mutually_exclusive_group()
+    resuming.add_argument('--resume', action='store_true',
+                          help='continue from the newest whole checkpoint in the work folder')
+    resuming.add_argument('--auto-resume', action='store_true',
+                          help='as --resume, but train from the start if there is no checkpoint yet')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     conversion = parser.add_argument_group('other norms in any config', 'tools/test.py takes the config that this '
                                            'writes to the work folder')
@@ -50,11 +55,17 @@ def convert(cfg: Config, args: argparse.Namespace) -> None:
             apply_bcn_ws(cfg, norm, ws, args.include, args.exclude, args.preserve, log=lines.append)
         except ValueError as error:
             raise UsageError(f'{args.config}: {error}') from error
-    checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ  # by dist_train.sh; the run prints it
+    say(args, [f'Changes to {args.config}:', *(f'  {line}' for line in lines)],
+        [f'Warning: {warning.message}' for warning in caught])
+
+
+def say(args: argparse.Namespace, lines: list[str], warned: list[str] = ()) -> None:
+    """Print lines in one process only, and not in the check of dist_train.sh, which the run follows."""
+    checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ
     if int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
-        print('\n'.join([f'Changes to {args.config}:', *(f'  {line}' for line in lines)]), flush=True)
-        for warning in caught:
-            print(f'Warning: {warning.message}', file=sys.stderr)
+        print('\n'.join(lines), flush=True)
+        if warned:
+            print('\n'.join(warned), file=sys.stderr)
 
 
 def set_up(args: argparse.Namespace) -> Config:
@@ -64,25 +75,33 @@ def set_up(args: argparse.Namespace) -> Config:
     check_gpus()
     check_batch(cfg, args.cfg_options)
     check_data(cfg, ('train', 'val'))
+    cfg.resume = False
+    if args.resume or args.auto_resume:
+        say(args, resume(cfg, start_if_none=args.auto_resume))
+    if not cfg.resume:  # or all weights come from the checkpoint
+        check_initial_weights(cfg)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    return cfg
+
+
+def check_initial_weights(cfg: Config) -> None:
+    """The files that a training starts from must be there and readable."""
     checkpoint = cfg.get('load_from') or cfg.model.get('conversion', {}).get('checkpoint')
     if checkpoint:
         check_checkpoint(checkpoint, num_classes(cfg))
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg')
     if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
         check_checkpoint(init_cfg['checkpoint'])
-    if args.amp:
-        if not torch.cuda.is_available():
-            raise UsageError('--amp needs a GPU')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    cfg.resume = args.resume
-    return cfg
 
 
 def train(cfg: Config) -> None:
     """Build the runner and run it. No reference to the runner may remain when the process group is destroyed."""
     try:
-        runner = Runner.from_cfg(cfg)
+        runner = ResumableRunner.from_cfg(cfg)
     except ConversionError as error:
         raise UsageError(str(error)) from error
     runner.train()

@@ -1,15 +1,19 @@
-"""Read checkpoints without executing code that they may contain."""
+"""Read checkpoints without executing code that they may contain, and notice damaged ones."""
+import functools
+import os
 import pickle
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from .errors import count_tensors
+from .checkpoint_file import check_file, download, foreign_code, is_url
+from .errors import CheckpointError, MissingCheckpointError, count_tensors, first_line
 
 
 def _history_method(owner, name: str):
@@ -30,7 +34,7 @@ _RUN_STATE = [
 
 
 @contextmanager
-def _run_state_allowed():
+def _run_state_allowed() -> Iterator[None]:
     before = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals(_RUN_STATE)
     try:
@@ -43,24 +47,55 @@ def _run_state_allowed():
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
     """Read a checkpoint with ``weights_only=True``; the run state that MMEngine saves is accepted.
 
+    The checksums in the file are compared with its contents before it is used.
+
     Args:
-        path: The file.
+        path: The file, an http(s) URL, which is downloaded once, or a path in another scheme that MMEngine knows, such
+            as ``torchvision://resnet50``.
         map_location: As :func:`torch.load` takes it. Defaults to the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or only by running code that it contains.
+        ValueError: If it cannot be read, is damaged, or can only be read by running code that it contains.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    path = str(path)
+    if is_url(path):
+        path = download(path)
+    elif '://' in path:
+        with safe_loading():
+            return CheckpointLoader.load_checkpoint(path, map_location)
+    if not Path(path).exists():
+        raise MissingCheckpointError(f'checkpoint {path} does not exist')
+    check_file(path)
     try:
         with _run_state_allowed():
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # files of any content raise errors of any kind
-        reason = 'it holds more than weights' if 'Unsupported' in str(error) or 'may hold' in str(error) else 'damaged?'
-        raise ValueError(f'{path} cannot be read as a checkpoint of weights ({reason})') from error
+        raise _unreadable(path, 'as a checkpoint of weights; it may be damaged', error) from error
+    return _checked(checkpoint, path)
+
+
+def _unreadable(path: str, reason: str, error: Exception) -> CheckpointError:
+    code = foreign_code(path, str(error))
+    return CheckpointError(f'{path} holds more than weights: reading it would run {code}; it was not read' if code
+                           else f'{path} cannot be read {reason}')
+
+
+def read_meta(path: str | Path) -> dict:
+    """The ``meta`` of a checkpoint, without its weights.
+
+    Raises:
+        Exception: Of any kind, if the file cannot be read.
+    """
+    with _run_state_allowed():
+        return torch.load(path, map_location='meta', weights_only=True, mmap=True)['meta']
+
+
+def _checked(checkpoint, path: str) -> dict:
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dictionary of weights')
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a dictionary of weights')
+    if isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)  # of MMCV 1; MMEngine's runner would execute it when it resumes
     return checkpoint
 
 
@@ -75,7 +110,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     weights = {name.removeprefix('module.'): value for name, value in state_dict.items()
                if isinstance(name, str) and isinstance(value, torch.Tensor)} if isinstance(state_dict, dict) else {}
     if not weights:
-        raise ValueError(f'{path} holds no weights')
+        raise CheckpointError(f'{path} holds no weights')
     return weights
 
 
@@ -102,14 +137,46 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], source: st
 
 
 @contextmanager
-def safe_loading():
-    """Within this context, MMEngine's runner reads checkpoint files by :func:`read_checkpoint`.
+def safe_loading() -> Iterator[None]:
+    """Within this context, no ``torch.load`` runs code from a file, and MMEngine reads checkpoints by
+    :func:`read_checkpoint`.
 
-    Its own loader either refuses the state of its own runs (upstream with torch 2.6 and later) or falls back to unsafe
-    loading (OneDL).
+    MMEngine's own loader either refuses the state of its own runs (upstream with torch 2.6 and later) or falls back to
+    unsafe loading (OneDL). The rule for ``torch.load`` is PyTorch's own and holds for its calls in hooks and in
+    MMEngine's loaders of other schemes too.
     """
-    CheckpointLoader.register_scheme('', read_checkpoint, force=True)
+    variables = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+    environment = {name: os.environ.pop(name, None) for name in variables}
+    os.environ[variables[0]] = '1'
+    loaders = dict(CheckpointLoader._schemes)
+    for scheme, loader in loaders.items():
+        CheckpointLoader.register_scheme(scheme, _guarded(loader), force=True)
+    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_file, force=True)
     try:
-        yield
+        with _run_state_allowed():
+            yield
     finally:
-        CheckpointLoader.register_scheme('', load_from_local, force=True)
+        for scheme, loader in loaders.items():
+            CheckpointLoader.register_scheme(scheme, loader, force=True)
+        os.environ.pop(variables[0])
+        os.environ.update({name: value for name, value in environment.items() if value is not None})
+
+
+def load_from_file(path: str, map_location='cpu') -> dict:
+    """:func:`read_checkpoint`, under a name as MMEngine's loaders have."""
+    return read_checkpoint(path, map_location)
+
+
+def _guarded(loader: Callable) -> Callable:
+    """A loader of MMEngine whose errors are CheckpointErrors."""
+
+    @functools.wraps(loader)
+    def load(path: str, *args, **kwargs):
+        try:
+            return _checked(loader(path, *args, **kwargs), path)
+        except CheckpointError:
+            raise
+        except Exception as error:  # of libraries and networks of any kind
+            raise _unreadable(path, f'({first_line(error)})', error) from error
+
+    return load

@@ -9,6 +9,7 @@ from mmengine.config import Config, DictAction
 from .checkpoint import safe_loading
 from .errors import UsageError
 from .launch import process_group
+from .whole_files import whole_files
 
 
 def network_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
@@ -38,10 +39,11 @@ def run_command(args: argparse.Namespace, set_up: Callable[[argparse.Namespace],
     If one of the functions raises a :class:`UsageError`, the program ends with its message.
     """
     try:
-        cfg = set_up(args)
-        if not args.check:
-            with process_group(cfg), safe_loading():
-                run(cfg)
+        with safe_loading(), whole_files():
+            cfg = set_up(args)
+            if not args.check:
+                with process_group(cfg):
+                    run(cfg)
     except UsageError as error:
         exit_with(error)
 

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from .errors import UsageError
+from .errors import UsageError, first_line
 
 
 def load_config(path: str, options: dict | None, work_dir: str | None, launcher: str) -> Config:
@@ -26,7 +26,10 @@ def load_config(path: str, options: dict | None, work_dir: str | None, launcher:
     except SyntaxError as error:
         raise UsageError(f'config {path} is not Python: line {error.lineno}, {error.msg}') from error
     cfg.launcher = launcher
-    cfg.merge_from_dict(options or {})
+    try:
+        cfg.merge_from_dict(options or {})
+    except (TypeError, KeyError, IndexError) as error:
+        raise UsageError(f'--cfg-options do not fit {path}: {first_line(error)}') from error
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
     return cfg
 

@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Kill a training at random moments, resume it each time, and compare the result with an undisturbed training.
+
+The training runs as often as the kills need. Make it short: --cfg-options train_cfg.max_iters=10
+default_hooks.checkpoint.interval=1. Every tensor of the last checkpoints must be equal, bit for bit: the weights, the
+estimates, the state of the optimizer.
+"""
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
+from wsbcn_mmseg.runtime.command import exit_with
+from wsbcn_mmseg.runtime.resume import newest_whole_checkpoint
+
+TOOLS = Path(__file__).resolve().parent
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--kills', type=int, default=20, help='how often to kill (default: 20)')
+    parser.add_argument('--processes', type=int, default=1, help='processes of the training (default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='of the training and of the moments')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/check_resume'), help='folder of the trainings')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='settings that replace those of the config')
+    return parser.parse_args()
+
+
+def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:
+    """Start or resume a training in a session of its own."""
+    command = [sys.executable, TOOLS / 'train.py', args.config] if args.processes == 1 else \
+        ['bash', TOOLS / 'dist_train.sh', args.config, str(args.processes)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / 'output.txt').open('a') as output:
+        return subprocess.Popen([*command, '--work-dir', folder, '--auto-resume', '--cfg-options',
+                                 f'randomness.seed={args.seed}', *args.cfg_options], stdout=output,
+                                stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a training and all processes that it started."""
+    subprocess.run(['pkill', '-KILL', '-s', str(process.pid)])
+    process.wait()
+
+
+def tensors(value, name: str = '') -> dict[str, torch.Tensor]:
+    """The tensors inside the dictionaries and lists of a checkpoint."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return {key: tensor for part, inner in items for key, tensor in tensors(inner, f'{name}/{part}').items()}
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    """Names of tensors that differ between the last checkpoints of two trainings."""
+    first, second = (tensors(read_checkpoint(newest_whole_checkpoint(each).path)) for each in (folder, other))
+    return [name for name in first | second if name not in first or name not in second
+            or not torch.equal(first[name], second[name])]
+
+
+def main() -> None:
+    args = parse_args()
+    whole, chance, kills, finished = args.out / 'whole', random.Random(args.seed), 0, 0
+    shutil.rmtree(args.out, ignore_errors=True)
+    begin = time.perf_counter()
+    if start(args, whole).wait():
+        exit_with(f'the training failed; see {whole / "output.txt"}')
+    seconds = time.perf_counter() - begin
+    while kills < args.kills or not finished:
+        folder = args.out / f'killed{finished}'
+        process = start(args, folder)
+        try:
+            status = process.wait(chance.uniform(0, seconds) if kills < args.kills else None)
+        except subprocess.TimeoutExpired:
+            kill(process)
+            kills += 1
+            continue
+        if status:
+            exit_with(f'the training failed after {kills} kills; see {folder / "output.txt"}')
+        if found := differences(whole, folder):
+            exit_with(f'after {kills} kills {len(found)} tensors differ, the first is {found[0]}; see {folder}')
+        finished += 1
+        print(f'{kills} kills, {finished} trainings finished, all equal to the undisturbed one', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,142 @@
+"""Random numbers of data and network that depend on the seed, the rank and the position in the training alone.
+
+With them, a resumed training sees the same augmented images and the same dropout as one that was never interrupted,
+with any number of data loading workers.
+"""
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import Dataset, Sampler
+
+
+def seed_all(*key: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators from several numbers."""
+    python, numpy, pytorch = _seeds(key)
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.manual_seed(pytorch)
+
+
+def _seeds(key: tuple[int, ...]) -> tuple[int, int, int]:
+    words = np.random.SeedSequence(key).generate_state(3, np.uint64).tolist()
+    return words[0], words[1] % (1 << 32), words[2] >> 1  # as large as each generator takes them
+
+
+@contextmanager
+def random_stream(*key: int) -> Iterator[None]:
+    """Within this context, global CPU generators run from a seed that several numbers determine; afterwards they go on
+    as before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, numpy, pytorch = _seeds(key)
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.default_generator.manual_seed(pytorch)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Draw(int):
+    """An index of a data set that knows when it was drawn.
+
+    Args:
+        index: The index.
+        time: Epoch and position in the epoch of this process; the epoch is 0 where the sampler never ends.
+    """
+
+    time: tuple[int, int]
+
+    def __new__(cls, index: int, time: tuple[int, int]):
+        draw = super().__new__(cls, index)
+        draw.time = time
+        return draw
+
+    def __getnewargs__(self) -> tuple:
+        return int(self), self.time
+
+
+@DATA_SAMPLERS.register_module()
+class DrawSampler(Sampler):
+    """Yields the indices of another sampler as :class:`Draw`.
+
+    Args:
+        sampler: Config of the other sampler.
+        dataset: The data set.
+        seed: Of the other sampler. Defaults to None.
+    """
+
+    def __init__(self, sampler: dict, dataset: Dataset, seed: int | None = None):
+        self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.position = 0
+        if hasattr(self.sampler, 'skip'):  # by which MMEngine resumes without loading data
+            self.skip = self._skip
+
+    def _skip(self, num_samples: int) -> None:
+        self.sampler.skip(num_samples)
+        self.position = num_samples
+
+    def __iter__(self) -> Iterator[Draw]:
+        epoch, start = getattr(self.sampler, 'epoch', 0), self.position
+        for position, index in enumerate(self.sampler, start):
+            yield Draw(index, (epoch, position))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str):
+        if name == 'sampler':  # not there yet
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """A data set whose samples are augmented by random numbers that depend on ``seed``, rank and draw alone.
+
+    Args:
+        dataset: The data set, or its config.
+        seed: Of the training.
+    """
+
+    def __init__(self, dataset: Dataset | dict, seed: int):
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.seed, self.rank = seed, get_rank()
+
+    def __getitem__(self, index: int):
+        if not isinstance(index, Draw):
+            return self.dataset[index]
+        with random_stream(self.seed, self.rank, *index.time):
+            return self.dataset[int(index)]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str):
+        if name == 'dataset':  # not there yet, when it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class SeedIterationHook(Hook):
+    """Seeds dropout and all else that is random in an iteration from seed, rank and iteration.
+
+    Args:
+        seed: Of the training.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: dict | Sequence | None = None) -> None:
+        seed_all(self.seed, get_rank(), runner.iter)

@@ -1,0 +1,39 @@
+"""MMEngine's runner, with checkpoints that survive a kill and trainings that resume exactly."""
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+from mmengine.runner.base_loop import BaseLoop
+
+from .random_streams import DrawSampler, SeededDataset, SeedIterationHook
+from .whole_checkpoint_hook import WholeCheckpointHook
+
+_CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+
+
+class ResumableRunner(Runner):
+    """MMEngine's runner; ten iterations equal five and five resumed ones, bit for bit, random augmentation included.
+
+    Checkpoints are written by :class:`~wsbcn_mmseg.runtime.whole_checkpoint_hook.WholeCheckpointHook`; the random
+    numbers of samples and iterations come from :mod:`~wsbcn_mmseg.runtime.random_streams`. Weights are not initialized
+    before a run is resumed, since the checkpoint holds them all.
+    """
+
+    def register_hook(self, hook: Hook | dict, priority=None) -> None:
+        """Register a hook; :class:`WholeCheckpointHook` takes the place of MMEngine's CheckpointHook."""
+        if isinstance(hook, dict) and hook.get('type') in _CHECKPOINT_HOOKS:
+            hook = dict(hook, type=WholeCheckpointHook)
+        super().register_hook(hook, priority)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop with random streams that depend on seed, rank and position alone."""
+        loader = self._train_dataloader
+        if isinstance(loader, dict) and isinstance(loader.get('sampler'), dict):
+            self._train_dataloader = {  # not by update(), which merges what is nested in a ConfigDict
+                **loader, 'dataset': dict(type=SeededDataset, dataset=loader['dataset'], seed=self.seed),
+                'sampler': dict(type=DrawSampler, sampler=loader['sampler'])
+            }
+        self.register_hook(SeedIterationHook(self.seed))
+        return super().build_train_loop(loop)
+
+    def _init_model_weights(self) -> None:
+        if not self._resume:
+            super()._init_model_weights()
