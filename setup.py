@@ -36,7 +36,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['wsbcn_mmseg', 'wsbcn_mmseg.*']),
+    packages=find_packages(include=['wsbcn', 'wsbcn_mmseg', 'wsbcn_mmseg.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],
     extras_require={
