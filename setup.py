@@ -44,6 +44,7 @@ setup(
             'onedl', 'openmmlab', 'openmmlab-pretrain', 'detection', 'video', 'digits', 'export', 'tests')},
         'pretrain': requirements('onedl-pretrain.txt')
     },
+    entry_points={'console_scripts': ['wsbcn = wsbcn.command:main']},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )
