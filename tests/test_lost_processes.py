@@ -35,7 +35,15 @@ def two_processes(tmp_path_factory):
     return torch.load(folder / 'result.pt')
 
 
-@pytest.mark.parametrize(('lost', 'nodes'), [('process', 1), ('node', 2)])
+PARAMETERS = [
+    pytest.param('process', 1, marks=pytest.mark.fault(
+        'Lost process', 'One of two processes is killed',
+        'All processes end with an error; the training resumes exactly')),
+    pytest.param('node', 2, marks=pytest.mark.fault(
+        'Lost process', 'One of two nodes is killed', 'The other ends and says so; the training resumes exactly'))]
+
+
+@pytest.mark.parametrize(('lost', 'nodes'), PARAMETERS)
 def test_a_lost_process_ends_all_and_the_training_resumes(lost, nodes, two_processes, tmp_path):
     ended = run_nodes(tmp_path, nodes, lost)
     assert all(status for status, _ in ended), ended
