@@ -113,6 +113,15 @@ def test_a_folder_that_was_moved_resumes_in_its_new_place(undisturbed, tmp_path)
     assert {path.name for path in (tmp_path / 'new').glob('*.pth')} == expected, f'{best} was superseded'
 
 
+def test_checkpoints_between_accumulated_gradients_are_warned_of(tmp_path):
+    runner = make(tmp_path, stop=2)
+    runner.optim_wrapper['accumulative_counts'] = 2
+    with safe_loading(), whole_files():
+        runner.train()
+    log, = tmp_path.glob('*/*.log')
+    assert 'Checkpoints every 1 iterations lose gradients that are accumulated over 2 iterations' in log.read_text()
+
+
 def damage(path: Path) -> None:
     """Flip one byte in the middle of the largest record."""
     with zipfile.ZipFile(path) as file:
