@@ -250,7 +250,7 @@ def test_files_in_the_formats_of_2019_are_read(tmp_path):
     official = convert_official(read_weights(tmp_path / 'R-50-GN-WS.pth.tar'))[1]
     assert str(official) == 'classification, ResNet-50, GN+WS, 1000 classes, kernels divided by std + eps'
     (tmp_path / 'R-50-GN-WS.pkl').write_bytes(pickle.dumps({'blobs': {'conv1_w': np.zeros((64, 3, 7, 7))}}, 2))
-    with pytest.raises(ValueError, match='cannot be read as a checkpoint of weights|not a dictionary|no weights'):
+    with pytest.raises(ValueError, match=r'more than weights: reading it would run numpy[\w.]+_reconstruct'):
         read_weights(tmp_path / 'R-50-GN-WS.pkl')
 
 

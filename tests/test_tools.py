@@ -87,7 +87,7 @@ def checkpoint(tmp_path_factory):
     ('train.py', [CONFIG], dict(PRETRAINED='/nowhere.pth'), 'checkpoint /nowhere.pth does not exist'),
     ('train.py', [CONFIG, '--amp'], {}, '--amp needs a GPU'),
     ('test.py', [CONFIG, '/nowhere.pth'], {}, 'checkpoint /nowhere.pth does not exist'),
-    ('test.py', [CONFIG, ROOT / 'LICENSE'], {}, 'cannot be read as a checkpoint'),
+    ('test.py', [CONFIG, ROOT / 'LICENSE'], {}, 'LICENSE is not a PyTorch checkpoint'),
     ('test.py', [CONFIG, 'CHECKPOINT'], {}, 'has 5 classes, but the model has 21'),
     ('train.py', [CONFIG], dict(WORLD_SIZE='32'), 'take 16 processes'),
 ])
@@ -135,17 +135,19 @@ def traps(path):
 def test_malicious_checkpoints_are_not_run(kind, tmp_path):
     trapped = tmp_path / 'trapped'
     torch.save(dict(state_dict=traps(trapped)[kind]), tmp_path / 'trap.pth')
-    with pytest.raises(ValueError, match='cannot be read as a checkpoint of weights'):
+    with pytest.raises(ValueError, match='trap.pth holds more than weights: reading it would run'):
         read_checkpoint(tmp_path / 'trap.pth')
-    with safe_loading(), pytest.raises(ValueError, match='cannot be read'):
+    with safe_loading(), pytest.raises(ValueError, match='would run'):
         load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / 'trap.pth'))
     assert not trapped.exists()
 
 
-@pytest.mark.parametrize('content', [b'', b'hello', b'PK', bytes(range(256)) * 4])
-def test_damaged_checkpoints_are_one_sentence(content, tmp_path):
+@pytest.mark.parametrize('content, says', [
+    (b'', 'is empty'), (b'hello', 'is not a PyTorch checkpoint'), (b'PK', 'is damaged'),
+    (bytes(range(256)) * 4, 'is not a PyTorch checkpoint')], ids=['empty', 'text', 'cut', 'bytes'])
+def test_files_that_are_no_checkpoints_are_one_sentence(content, says, tmp_path):
     (tmp_path / 'x.pth').write_bytes(content)
-    with pytest.raises(ValueError, match='x.pth cannot be read as a checkpoint of weights'):
+    with pytest.raises(ValueError, match=f'x.pth {says}'):
         read_weights(tmp_path / 'x.pth')
     torch.save({1: torch.zeros(1), 'state_dict': [1]}, tmp_path / 'x.pth')
     with pytest.raises(ValueError, match='holds no weights'):
