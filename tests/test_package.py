@@ -132,6 +132,7 @@ def test_wheel_carries_configs_and_tools(wheel, root):
     for folder in ('configs', 'tools'):
         for path in (root / folder).rglob('*.py'):
             assert f'wsbcn_mmseg/.mim/{path.relative_to(root)}' in names
+    assert {'wsbcn/py.typed', 'wsbcn_mmseg/py.typed'} <= names
     assert 'wsbcn_mmseg/.mim/tools/dist_train.sh' in names and not any(name.startswith('tests') for name in names)
 
 
@@ -148,6 +149,9 @@ def test_installed_package_imports_from_any_folder_and_trains_by_its_own_tools(w
                              str(mim / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py')], cwd=tmp_path, text=True,
                             capture_output=True, env={'PYTHONPATH': str(tmp_path / 'site')})
     assert 'train.py: data folder' in result.stderr
+    result = subprocess.run([str(tmp_path / 'site' / 'bin' / 'wsbcn'), 'train', 'deeplabv3_r101_bcn_ws_voc'],
+                            cwd=tmp_path, text=True, capture_output=True, env={'PYTHONPATH': str(tmp_path / 'site')})
+    assert 'wsbcn train: data folder' in result.stderr
 
 
 def test_extras_offer_both_stacks_and_force_neither():
