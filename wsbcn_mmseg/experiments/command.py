@@ -1,29 +1,7 @@
-"""Arguments and error handling of the commands that compare trainings."""
-import argparse
-from pathlib import Path
-
+"""Error handling of the commands that compare trainings."""
 from wsbcn_mmseg.runtime.command import exit_with
 
 from .comparison import Comparison, TrainingsFailed, check_all_succeeded
-
-
-def comparison_parser(description: str, out: Path, seeds: int, methods: tuple[str, ...]) -> argparse.ArgumentParser:
-    """A parser of ``--out``, ``--seeds``, ``--jobs``, ``--methods`` and ``--reuse``."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--out', type=Path, default=out, help='folder of logs, table and plot')
-    parser.add_argument('--seeds', type=_positive, default=seeds, help='trainings of each kind')
-    parser.add_argument('--jobs', type=_positive, default=2, help='trainings at a time, one thread each')
-    parser.add_argument('--methods', nargs='+', choices=methods, default=methods, metavar='METHOD',
-                        help='rows of the table')
-    parser.add_argument('--reuse', type=Path, help='a results.jsonl of finished trainings to take over')
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def finish(comparison: Comparison) -> None:
