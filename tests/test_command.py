@@ -71,9 +71,9 @@ def test_every_command_is_a_tool_that_shows_its_help(name):
 
 
 def test_unknown_commands_are_corrected():
-    result = wsbcn('trian')
+    result = wsbcn('trains')
     assert result.returncode == 2
-    assert result.stderr == 'wsbcn: there is no command trian; did you mean train?\n'
+    assert result.stderr == 'wsbcn: there is no command trains; did you mean train?\n'
 
 
 ARGUMENTS = {
