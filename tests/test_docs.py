@@ -111,6 +111,11 @@ def test_anchors_exist(page):
 
 # The site
 
+@pytest.mark.parametrize('page', [str(path.relative_to(ROOT / 'docs')) for path in sorted((ROOT / 'docs').rglob('*.md'))])
+def test_page_is_in_the_navigation(page):
+    assert f': {page}\n' in (ROOT / 'mkdocs.yml').read_text()
+
+
 def code_of(name: str) -> str:
     return '\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / name).read_text(), re.S))
 
