@@ -111,7 +111,10 @@ def test_anchors_exist(page):
 
 # The site
 
-@pytest.mark.parametrize('page', [str(path.relative_to(ROOT / 'docs')) for path in sorted((ROOT / 'docs').rglob('*.md'))])
+DOCS = ROOT / 'docs'
+
+
+@pytest.mark.parametrize('page', sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob('*.md')))
 def test_page_is_in_the_navigation(page):
     assert f': {page}\n' in (ROOT / 'mkdocs.yml').read_text()
 
