@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 from test_package import HIDE
 
+import wsbcn_mmseg
 from wsbcn import command, installation
 from wsbcn.shipped import config_names, find_config
 from wsbcn_mmseg.benchmarks import BENCHMARKS
@@ -68,6 +69,10 @@ def test_overview_has_a_line_for_each_command(arguments):
 def test_every_command_is_a_tool_that_shows_its_help(name):
     result = wsbcn(name, '--help')
     assert result.returncode == 0 and result.stdout.startswith(f'usage: wsbcn {name} ')
+
+
+def test_version():
+    assert wsbcn('--version').stdout == f'{wsbcn_mmseg.__version__}\n'
 
 
 def test_unknown_commands_are_corrected():

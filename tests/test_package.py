@@ -9,6 +9,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 import pytest
 import torch
 
+import wsbcn_mmseg
 from wsbcn_mmseg.runtime import stack
 
 HIDE = """
@@ -160,6 +161,10 @@ def test_extras_offer_both_stacks_and_force_neither():
     assert [r for r in requires if 'extra' not in r] == ['torch>=2.4']
     assert {'onedl', 'openmmlab', 'export'} <= set(metadata.get_all('Provides-Extra'))
     assert torch.__version__ >= '2.4'
+
+
+def test_the_citation_has_the_version(root):
+    assert f'\nversion: {wsbcn_mmseg.__version__}\n' in (root / 'CITATION.cff').read_text()
 
 
 PUBLIC = ['wsbcn_mmseg', 'wsbcn_mmseg.layers', 'wsbcn_mmseg.ops', 'wsbcn_mmseg.conversion', 'wsbcn_mmseg.hooks',
