@@ -5,10 +5,10 @@ import argparse
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from wsbcn_mmseg.runtime.checks import check_checkpoint, check_data, check_gpus, num_classes
 from wsbcn_mmseg.runtime.command import add_run_arguments, network_parser, run_command
-from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.errors import Faults, UsageError
 from wsbcn_mmseg.runtime.launch import load_config
+from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_testing
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,9 +23,9 @@ def parse_args() -> argparse.Namespace:
 def set_up(args: argparse.Namespace) -> Config:
     """The config to run, checked."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    check_gpus()
-    check_data(cfg, ('test', ))
-    check_checkpoint(args.checkpoint, num_classes(cfg))
+    faults = Faults()
+    check_testing(cfg, args.checkpoint, faults, ON_REQUEST if args.check else BEFORE_A_RUN)
+    faults.raise_all()
     cfg.load_from = args.checkpoint
     cfg.model.pop('init_cfg', None)
     cfg.model.get('backbone', {}).pop('init_cfg', None)  # the checkpoint contains all weights

@@ -10,9 +10,10 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from wsbcn_mmseg.datasets.voc_aug import voc_palette
-from wsbcn_mmseg.runtime.checkpoint import load_weights, read_checkpoint, read_weights
-from wsbcn_mmseg.runtime.checks import check_checkpoint, num_classes
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
+from wsbcn_mmseg.runtime.checks import num_classes
 from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.fit import load_file
 from wsbcn_mmseg.runtime.launch import load_config
 
 from .pipeline import test_set
@@ -43,7 +44,6 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
         raise UsageError(f'{config} describes no model')
     if '://' in str(checkpoint):
         raise UsageError(f'{checkpoint} is not on this machine; download it first')
-    check_checkpoint(str(checkpoint), num_classes(cfg))
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     description = copy.deepcopy(cfg.model)
     for part in (description, description.get('backbone') or {}):
@@ -52,10 +52,7 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
         model = MODELS.build(description)
     except KeyError as error:  # a type that is not registered
         raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
-    try:
-        load_weights(model, read_weights(checkpoint), checkpoint)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    load_file(model, checkpoint).require_all()
     model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint)
     model.to(_device(device))
     model.eval()

@@ -49,5 +49,5 @@ def run_command(args: argparse.Namespace, set_up: Callable[[argparse.Namespace],
 
 
 def exit_with(error: object) -> None:
-    """End the program with ``COMMAND: error`` on standard error and exit status 1."""
-    sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    """End the program with ``COMMAND: error`` on standard error, for each line of the error, and exit status 1."""
+    sys.exit('\n'.join(f'{Path(sys.argv[0]).name}: {line}' for line in str(error).splitlines()))
