@@ -63,7 +63,7 @@ def convert(cfg: Config, args: argparse.Namespace) -> None:
 def say(args: argparse.Namespace, lines: list[str], warned: list[str] = ()) -> None:
     """Print lines in one process only, and not in the check of dist_train.sh, which the run follows."""
     checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ
-    if int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
+    if lines and int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
         print('\n'.join(lines), flush=True)
         if warned:
             print('\n'.join(warned), file=sys.stderr)
@@ -87,7 +87,7 @@ def set_up(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     remarks = check_training(cfg, faults, ON_REQUEST if args.check else BEFORE_A_RUN)
     faults.raise_all()
-    say(args, remarks)
+    say(args, remarks + (['No faults found'] if args.check else []))
     return cfg
 
 

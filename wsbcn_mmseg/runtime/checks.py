@@ -36,6 +36,9 @@ def check_settings(cfg: Config, needed: tuple[str, ...]) -> None:
     missing = [name for name in needed if not cfg.get(name)]
     if missing:
         faults.add(f'the config has no {", no ".join(missing)}')
+    for name in needed:
+        if cfg.get(name) and not isinstance(cfg[name], (dict, list, tuple)):
+            faults.add(f'{name} of the config is {cfg[name]!r}, not a dict')
     if package := missing_package(cfg):
         faults.add(package)
     faults.raise_all()
