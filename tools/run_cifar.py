@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.command import comparison_parser, finish
+from wsbcn_mmseg.experiments.command import comparison_parser, finish, require_packages
 from wsbcn_mmseg.experiments.comparison import Comparison, Training
 from wsbcn_mmseg.experiments.method import methods, options
 
@@ -37,6 +37,7 @@ def data_settings(root: Path) -> dict:
 
 def main() -> None:
     args = parse_args()
+    require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision')
     os.environ['CIFAR_ROOT'] = str(args.cifar_root.resolve())
     data = data_settings(args.cifar_root)
     trainings = [

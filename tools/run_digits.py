@@ -6,7 +6,7 @@ Writes a table and a plot. Finished trainings are not run again, so the command 
 import argparse
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.command import comparison_parser, finish
+from wsbcn_mmseg.experiments.command import comparison_parser, finish, require_packages
 from wsbcn_mmseg.experiments.comparison import Comparison, Training
 from wsbcn_mmseg.experiments.method import methods, options
 
@@ -22,6 +22,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision', sklearn='pip install scikit-learn')
     quick = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1') if args.quick else ()
     rows = methods(min_channels_per_group=4)
     trainings = [

@@ -1,5 +1,6 @@
 """Arguments and error handling of the commands that compare trainings."""
 import argparse
+import importlib.util
 from pathlib import Path
 
 from wsbcn_mmseg.runtime.command import exit_with
@@ -17,6 +18,18 @@ def comparison_parser(description: str, out: Path, seeds: int, methods: tuple[st
                         help='rows of the table')
     parser.add_argument('--reuse', type=Path, help='a results.jsonl of finished trainings to take over')
     return parser
+
+
+def require_packages(**advice: str) -> None:
+    """End the program with a sentence if a package that the trainings import is not installed.
+
+    Args:
+        advice: What to run for each package, by its import name, such as ``sklearn='pip install scikit-learn'``.
+    """
+    missing = [name for name in advice if importlib.util.find_spec(name) is None]
+    if missing:
+        exit_with(f'this comparison needs {", ".join(missing)}, not installed here; run: '
+                  f'{" && ".join(dict.fromkeys(advice[name] for name in missing))}')
 
 
 def _positive(text: str) -> int:

@@ -53,6 +53,8 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
     except KeyError as error:  # a type that is not registered
         raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
     load_file(model, checkpoint).require_all()
+    if isinstance(model.decode_head, nn.ModuleList):  # MMSegmentation asks the cascade, not its last head
+        model.decode_head.threshold = model.decode_head[-1].threshold
     model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint)
     model.to(_device(device))
     model.eval()
@@ -78,9 +80,10 @@ def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
     meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
     known |= {key: value for key, value in (meta if isinstance(meta, dict) else {}).items() if value}
     count = max(num_classes(cfg) or 2, 2)
-    if len(known.get('classes') or range(count)) != count:
-        raise UsageError(f"the model has {count} classes, but {checkpoint} or the config names "
-                         f"{len(known['classes'])}")
-    classes = known.get('classes') or [str(index) for index in range(count)]
-    palette = known.get('palette') or np.reshape(voc_palette(), (-1, 3))[:len(classes)].tolist()
-    return dict(classes=list(classes), palette=[list(map(int, color)) for color in palette])
+    classes, palette = list(known.get('classes') or map(str, range(count))), list(known.get('palette') or [])
+    if count == 2 and len(classes) == 1:  # a threshold decides between this class and none
+        classes, palette = ['background', *classes], [[0, 0, 0], *palette] if palette else []
+    if len(classes) != count:
+        raise UsageError(f'the model has {count} classes, but {checkpoint} or the config names {len(classes)}')
+    palette = palette if len(palette) >= count else np.reshape(voc_palette(), (-1, 3))[:count].tolist()
+    return dict(classes=classes, palette=[list(map(int, color)) for color in palette])

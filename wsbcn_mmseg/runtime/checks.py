@@ -27,12 +27,16 @@ _WHERE = {
 IMPLEMENTATIONS = ('auto', 'reference', 'fused', 'triton')  # as WSBCN_IMPL names them
 
 
-def check_settings(cfg: Config, needed: tuple[str, ...]) -> None:
-    """The config must have all of ``needed``, its OpenMMLab package must be installed, ``WSBCN_IMPL`` be known."""
-    faults = Faults()
+def check_environment() -> None:
+    """``WSBCN_IMPL`` must name an implementation."""
     implementation = os.environ.get('WSBCN_IMPL') or 'auto'
     if implementation not in IMPLEMENTATIONS:
-        faults.add(f'WSBCN_IMPL must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+        raise UsageError(f'WSBCN_IMPL must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+
+
+def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:
+    """The config must have all of ``needed``, and its OpenMMLab package must be installed."""
+    faults = Faults()
     missing = [name for name in needed if not cfg.get(name)]
     if missing:
         faults.add(f'the config has no {", no ".join(missing)}')

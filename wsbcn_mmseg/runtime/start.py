@@ -10,8 +10,9 @@ from torch import nn
 from .building import build, build_network, check_arguments, quietly, reason, unknown_types
 from .checks import (
     check_data,
+    check_environment,
     check_gpus,
-    check_settings,
+    check_sections,
     check_work_dir,
     dataset_type,
     datasets_of,
@@ -56,9 +57,7 @@ def check_training(cfg: Config, faults: Faults, effort: Effort) -> list[str]:
     Returns:
         Sentences for the user on the weights to start from.
     """
-    with faults:
-        check_settings(cfg, TRAINING)
-    network = _check_set_up(cfg, faults, ('train', 'val'), effort)
+    network = _check_set_up(cfg, faults, TRAINING, ('train', 'val'), effort)
     remarks = []
     if network is not None:
         with faults:
@@ -71,22 +70,28 @@ def check_training(cfg: Config, faults: Faults, effort: Effort) -> list[str]:
 
 def check_testing(cfg: Config, checkpoint: str, faults: Faults, effort: Effort) -> None:
     """As :func:`check_training`, for the evaluation of a checkpoint, which must fit exactly."""
-    with faults:
-        check_settings(cfg, TESTING)
-    network = _check_set_up(cfg, faults, ('test', ), effort)
+    network = _check_set_up(cfg, faults, TESTING, ('test', ), effort)
     with faults:
         if network is not None:
             with quietly():
                 load_file(network, checkpoint).require_all()
 
 
-def _check_set_up(cfg: Config, faults: Faults, phases: tuple[str, ...], effort: Effort) -> nn.Module | None:
+def _check_set_up(cfg: Config, faults: Faults, needed: tuple[str, ...], phases: tuple[str, ...],
+                  effort: Effort) -> nn.Module | None:
     """What trainings and tests have in common; returns the network if it can be built."""
-    for check in (lambda: check_work_dir(cfg.work_dir), check_gpus, lambda: check_data(cfg, phases)):
+    for check in (check_environment, check_gpus, lambda: check_work_dir(cfg.work_dir)):
         with faults:
             check()
-    if not cfg.get('model'):
+    incomplete = Faults()
+    with incomplete:
+        check_sections(cfg, needed)
+    for sentence in incomplete.sentences:
+        faults.add(sentence)
+    if incomplete.sentences:
         return None
+    with faults:
+        check_data(cfg, phases)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     network, data_is_there = None, not faults.sentences
     with random_stream(0):
