@@ -17,6 +17,7 @@ from wsbcn_mmseg.runtime.saved_config import saved_settings
 pytestmark = pytest.mark.usefixtures('one_thread')
 WS = "ws = dict(type='ConvWS')\nfor part in (model['backbone'], model['decode_head'], model['auxiliary_head'][0]):\n" \
     "    part['conv_cfg'] = ws\n"
+EMA = "custom_hooks = [dict(type='EMAHook')]"
 CLASSES = "model['decode_head']['num_classes'] = model['auxiliary_head'][0]['num_classes'] = 5\n"
 GN = "for part in (model['backbone'], model['decode_head'], model['auxiliary_head'][0]):\n" \
     "    part['norm_cfg'] = dict(type='GN', num_groups={})\n"
@@ -120,8 +121,8 @@ def test_every_tool_says_the_same(name, config, data, tmp_path):
 
 def test_new_classes_are_named_in_a_line_and_train(config, data, tmp_path):
     checkpoint = write_checkpoint(tmp_path / 'x.pth', config(CLASSES))
-    code, printed = run('train.py', config(), '--work-dir', tmp_path / 'run', '--cfg-options', f'load_from={checkpoint}',
-                        'train_cfg.max_iters=1', "custom_hooks=[{'type':'EMAHook'}]")
+    code, printed = run('train.py', config(EMA), '--work-dir', tmp_path / 'run', '--cfg-options',
+                        f'load_from={checkpoint}', 'train_cfg.max_iters=1')
     assert code is None
     assert printed.splitlines()[0] == (
         '4 tensors (decode_head.conv_seg.weight, decode_head.conv_seg.bias, auxiliary_head.0.conv_seg.weight, ...) start '
@@ -131,16 +132,14 @@ def test_new_classes_are_named_in_a_line_and_train(config, data, tmp_path):
 
 def test_averaged_checkpoints_are_judged(config, tmp_path):
     """MMEngine saves the average as the weights, and the weights as the average."""
-    run('train.py', config(), '--work-dir', tmp_path / 'run', '--cfg-options', 'train_cfg.max_iters=1',
-        "custom_hooks=[{'type':'EMAHook'}]")
+    run('train.py', config(EMA), '--work-dir', tmp_path / 'run', '--cfg-options', 'train_cfg.max_iters=1')
     path = tmp_path / 'run' / 'iter_1.pth'
-    hook = ['--cfg-options', "custom_hooks=[{'type':'EMAHook'}]"]
-    assert run('test.py', config(), path, '--check', *hook)[0] is None
+    assert run('test.py', config(EMA), path, '--check')[0] is None
     checkpoint = torch.load(path, weights_only=False)
     checkpoint['state_dict']['decode_head.convs.0.conv.weight'] *= float('nan')
     torch.save(checkpoint, path)
     assert 'holds NaN or infinity in 1 tensors (decode_head.convs.0.conv.weight)' in run(
-        'test.py', config(), path, '--check', *hook)[0]
+        'test.py', config(EMA), path, '--check')[0]
 
 
 @pytest.mark.parametrize('init_cfg', ["dict(type='Pretrained', checkpoint={!r}, prefix='backbone.')",

@@ -14,6 +14,8 @@ from mmengine.registry import (
     HOOKS,
     METRICS,
     MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
     OPTIMIZERS,
     TASK_UTILS,
     TRANSFORMS,
@@ -24,8 +26,9 @@ from torch import nn
 
 from .errors import UsageError
 
-# What parts of a model's or a data set's config may name
-_SEARCHED = (MODELS, DATASETS, TRANSFORMS, WEIGHT_INITIALIZERS, TASK_UTILS, HOOKS, METRICS, OPTIMIZERS)
+# What the parts of a config that are checked may name
+_SEARCHED = (MODELS, DATASETS, TRANSFORMS, WEIGHT_INITIALIZERS, TASK_UTILS, HOOKS, METRICS, OPTIMIZERS, OPTIM_WRAPPERS,
+             OPTIM_WRAPPER_CONSTRUCTORS)
 _PACKAGES = {'mmdet': 'mmdet', 'mmaction': 'mmaction2', 'mmpretrain': 'onedl-mmpretrain or mmpretrain',
              'mmpose': 'mmpose', 'mmdet3d': 'mmdet3d', 'mmseg': 'onedl-mmsegmentation or mmsegmentation'}
 

@@ -125,18 +125,27 @@ def _check_folders(where: str, dataset: dict) -> None:
         advice = _WHERE.get(str(dataset.get('type')), f'put the data there, or set its folder: --cfg-options '
                             f'{where}.data_root=FOLDER')
         raise UsageError(f'data folder {root} does not exist; {advice}')
+    prefix = dataset.get('data_prefix') or {}
+    if 'img_path' in prefix and prefix.get('seg_map_path') is None and 'LoadAnnotations' in map(
+            _name_of_type, dataset.get('pipeline') or []):
+        raise UsageError(f'{where}.data_prefix.seg_map_path is not set, but the pipeline loads label maps')
     ann_file = dataset.get('ann_file')
     if ann_file and not (root / ann_file).exists():
         advice = ('tools/prepare_voc_aug.py makes the augmented training list and labels'
                   if 'VOC' in str(dataset.get('type')) else 'is the data complete?')
         raise UsageError(f'{root / ann_file} does not exist; {advice}')
-    for folder in filter(None, (dataset.get('data_prefix') or {}).values()):
+    for folder in filter(None, prefix.values()):
         if '://' not in folder and not (root / folder).is_dir():
             raise UsageError(f'{root / folder} does not exist; is the data complete?')
     missing_files = getattr(dataset_type(dataset), 'missing_files', None)  # of data sets that can list them
     problem = missing_files(root, dataset['split']) if missing_files else None
     if problem:
         raise UsageError(problem)
+
+
+def _name_of_type(config: dict) -> str:
+    kind = config.get('type')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
 def dataset_type(dataset: dict) -> type | None:
@@ -152,8 +161,7 @@ def _check_classes(cfg: Config, where: str, dataset: dict) -> None:
     classes = _classes(where, dataset)
     if not classes:
         return
-    name = dataset.get('type')
-    name = name if isinstance(name, str) else name.__name__
+    name = _name_of_type(dataset)
     for place, head in heads(cfg):
         count = head.get('num_classes')
         if count and count != len(classes) and not (head.get('out_channels') == 1 and {count, len(classes)} <= {1, 2}):

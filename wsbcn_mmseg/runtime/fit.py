@@ -138,7 +138,8 @@ def load_and_compare(module: nn.Module, weights: dict[str, torch.Tensor], source
     try:
         missing, unexpected = module.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # of shapes; what fits is loaded
-        other_shape = {name: (_shape(old), _shape(new)) for name, old, new in _SIZES.findall(str(error))}
+        found = {name: (_shape(old), _shape(new)) for name, old, new in _SIZES.findall(str(error))}
+        other_shape = {name: found[name] for name in state if name in found}
         if not other_shape:
             raise CheckpointError(f'{source} cannot be loaded: {str(error).splitlines()[-1].strip()}') from error
         missing, unexpected = _names(module, weights)

@@ -115,9 +115,6 @@ def check_samples(dataset: Dataset, where: str, labels: Labels, network: nn.Modu
         most: Samples to load.
         training: Whether the network trains on them.
     """
-    if not len(dataset):
-        yield f'{where} has no samples: {dataset.ann_file or dataset.data_prefix.get("img_path")} lists none'
-        return
     faults, stop = Faults(), time.monotonic() + seconds
     with faults:
         _check_listed_files(dataset, where, time.monotonic() + seconds / 2)
@@ -143,18 +140,12 @@ def _check_listed_files(dataset: Dataset, where: str, stop: float) -> None:
             return  # remote files are not looked for
         if paths and os.path.basename(paths[0]) == dataset.img_suffix:
             raise UsageError(f'{dataset.ann_file} has a blank line, number {index + 1}; remove it')
-        if 'seg_map_path' not in info and _loads_labels(dataset):
-            raise UsageError(f'{where}.data_prefix.seg_map_path is not set, but the pipeline loads label maps')
         looked += len(paths)
         missing += [path for path in paths if not os.path.isfile(path)]
         if time.monotonic() > stop:
             break
     if missing:
         raise UsageError(f'{len(missing)} of {looked} files of {where} do not exist, the first is {missing[0]}')
-
-
-def _loads_labels(dataset: Dataset) -> bool:
-    return any(type(transform).__name__ == 'LoadAnnotations' for transform in dataset.pipeline.transforms)
 
 
 def _check_sample(dataset: Dataset, index: int, where: str, labels: Labels, network: nn.Module | None,

@@ -1,5 +1,6 @@
 """All that is looked at before a run starts, in one place: each fault is a sentence, and all are listed together."""
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -140,13 +141,24 @@ def _check_dataset(cfg: Config, where: str, config: dict, network: nn.Module | N
     is_segmentation = hasattr(dataset_type(config), 'get_label_map')
     if effort is None or not (is_segmentation or effort.whole_data):
         return
-    dataset = build(DATASETS, config, where)
+    try:
+        dataset = build(DATASETS, config, where)
+    except UsageError as error:
+        if 'need at least one array to concatenate' in str(error):  # in MMEngine, of an empty list
+            raise UsageError(f'{where} has no samples: {_listing(config)} lists none') from error
+        raise
     if not is_segmentation:
         _load_first(dataset, where)
         return
     for sentence in check_samples(dataset, where, _labels(cfg), network, effort.seconds, effort.samples,
                                   where.startswith('train')):
         faults.add(sentence)
+
+
+def _listing(config: dict) -> Path:
+    """Where a data set finds its samples."""
+    files = config.get('ann_file') or (config.get('data_prefix') or {}).get('img_path') or ''
+    return Path(config.get('data_root') or '.', files)
 
 
 def _load_first(dataset, where: str) -> None:
