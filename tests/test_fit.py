@@ -75,10 +75,10 @@ CASES = {
     'a deeper network': ("model['backbone']['depth'] = 34", '', None, 'missing, 0 tensors unexpected', 'missing, 0 tensors '
                          'unexpected'),
     'a wider network': ("model['backbone']['base_channels'] = 8\nmodel['decode_head']['in_channels'] = 64\n"
-                        "model['auxiliary_head'][0]['in_channels'] = 32", '', None, 'of another shape ([4, 3, 7, 7] '
-                        'instead of [8, 3, 7, 7])', 'of another shape ('),
-    'a wider head': ("model['decode_head']['channels'] = 16", '', None, 'of another shape ([8, 32, 3, 3] instead of [16, '
-                     '32, 3, 3])', None),
+                        "model['auxiliary_head'][0]['in_channels'] = 32", '', None, 'of another shape ([4, 64, 3, 3] '
+                        'instead of [8, 64, 3, 3])', 'of another shape ('),
+    'a wider head': ("model['decode_head']['channels'] = 16", '', None, 'of another shape ([3, 8, 1, 1] instead of [3, 16, '
+                     '1, 1])', None),
     'other norms': (GN.format(2), '', None, 'was trained with another network or normalization', None),
     'WS in the file': ('', WS, None, 'was trained with Weight Standardization, which this network does not have (in '
                        'backbone, decode_head, auxiliary_head)', 'was trained with Weight Standardization, which this'),
@@ -126,7 +126,7 @@ def test_new_classes_are_named_in_a_line_and_train(config, data, tmp_path):
     assert code is None
     assert printed.splitlines()[0] == (
         '4 tensors (decode_head.conv_seg.weight, decode_head.conv_seg.bias, auxiliary_head.0.conv_seg.weight, ...) start '
-        f'anew, because the file has 5 classes, but the model has 3; the other 117 are those of {checkpoint}')
+        f'anew, because the file has 5 classes, but the model has 3; the other 125 are those of {checkpoint}')
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()
 
 

@@ -3,11 +3,11 @@
 import argparse
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from wsbcn_mmseg.runtime.command import add_run_arguments, network_parser, run_command
 from wsbcn_mmseg.runtime.errors import Faults, UsageError
 from wsbcn_mmseg.runtime.launch import load_config
+from wsbcn_mmseg.runtime.runner import ResumableRunner
 from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_testing
 
 
@@ -47,7 +47,7 @@ def set_up(args: argparse.Namespace) -> Config:
 
 
 def test(cfg: Config) -> None:
-    Runner.from_cfg(cfg).test()
+    ResumableRunner.from_cfg(cfg).test()
 
 
 if __name__ == '__main__':

@@ -1,9 +1,12 @@
 """Arguments and the main function that several commands in ``tools/`` share."""
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 
 from .checkpoint import safe_loading
@@ -42,10 +45,27 @@ def run_command(args: argparse.Namespace, set_up: Callable[[argparse.Namespace],
         with safe_loading(), whole_files():
             cfg = set_up(args)
             if not args.check:
-                with process_group(cfg):
+                with process_group(cfg), _known_faults():
                     run(cfg)
     except UsageError as error:
         exit_with(error)
+
+
+@contextmanager
+def _known_faults() -> Iterator[None]:
+    """Turn faults of a run that are not the program's into UsageErrors."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError('the GPU has not enough memory: take fewer or smaller images per process '
+                         '(--cfg-options train_dataloader.batch_size=N), or --amp') from error
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        why = re.search(r'killed by signal: ([\w ]+)', f'{error} {error.__cause__} {error.__context__}')
+        raise UsageError(f'a process that loads data died{f" ({why[1].strip()})" if why else ""}, perhaps for want of '
+                         'memory: take fewer (--cfg-options train_dataloader.num_workers=N) and go on with '
+                         '--resume') from error
 
 
 def exit_with(error: object) -> None:
