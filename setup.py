@@ -32,18 +32,34 @@ class BuildWithMim(build_py):
 setup(
     name='wsbcn_mmseg',
     version=re.search(r"__version__ = '(.+)'", (ROOT / 'wsbcn_mmseg' / '__init__.py').read_text())[1],
-    description='Micro-batch training with Weight Standardization and Batch-Channel Normalization on MMSegmentation',
+    description='Weight Standardization and Batch-Channel Normalization: training with one or two images per GPU',
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['wsbcn_mmseg', 'wsbcn_mmseg.*']),
+    license_files=['LICENSE'],
+    url='https://arxiv.org/abs/1903.10520',
+    project_urls={'Paper': 'https://arxiv.org/abs/1903.10520'},
+    keywords=['normalization', 'batch normalization', 'group normalization', 'weight standardization', 'micro-batch',
+              'semantic segmentation', 'PyTorch', 'MMSegmentation', 'OpenMMLab'],
+    classifiers=[
+        'Development Status :: 4 - Beta', 'Intended Audience :: Developers', 'Intended Audience :: Science/Research',
+        'License :: OSI Approved :: Apache Software License', 'Operating System :: OS Independent',
+        'Programming Language :: Python :: 3', 'Programming Language :: Python :: 3 :: Only',
+        'Programming Language :: Python :: 3.10', 'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12', 'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Processing', 'Typing :: Typed'
+    ],
+    packages=find_packages(include=['wsbcn', 'wsbcn_mmseg', 'wsbcn_mmseg.*']),
+    package_data={'wsbcn': ['py.typed'], 'wsbcn_mmseg': ['py.typed']},
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],
     extras_require={
         **{name: requirements(f'{name}.txt') for name in (
-            'onedl', 'openmmlab', 'openmmlab-pretrain', 'detection', 'video', 'digits', 'export', 'tests')},
+            'onedl', 'openmmlab', 'openmmlab-pretrain', 'detection', 'video', 'digits', 'export', 'docs',
+            'tests')},
         'pretrain': requirements('onedl-pretrain.txt')
     },
+    entry_points={'console_scripts': ['wsbcn = wsbcn.command:main']},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )

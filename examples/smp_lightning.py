@@ -5,14 +5,15 @@ Needs torch, segmentation-models-pytorch, lightning and wsbcn_mmseg. Run: python
 import argparse
 import warnings
 
+# First: then a torchvision that was built for another torch can be imported too
+from wsbcn_mmseg import convert_model, fold, follow_learning_rate
+
 import lightning
 import segmentation_models_pytorch as smp
 import torch
 from drawn_shapes import DrawnShapes
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-
-from wsbcn_mmseg import convert_model, fold, follow_learning_rate
 
 
 class FollowLearningRate(lightning.Callback):

@@ -4,12 +4,13 @@ Needs torch, timm and wsbcn_mmseg. Run: python examples/timm_plain_loop.py
 """
 import argparse
 
+# First: then a torchvision that was built for another torch can be imported too
+from wsbcn_mmseg import convert_model, fold, follow_learning_rate
+
 import timm
 import torch
 from drawn_shapes import DrawnShapes
 from torch.nn import functional as F
-
-from wsbcn_mmseg import convert_model, fold, follow_learning_rate
 
 
 def build(example: torch.Tensor) -> torch.nn.Module:

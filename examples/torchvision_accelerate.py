@@ -4,14 +4,15 @@ Needs torch, torchvision, accelerate and wsbcn_mmseg. Run: accelerate launch exa
 """
 import argparse
 
+# First: then a torchvision that was built for another torch can be imported too
+from wsbcn_mmseg import convert_model, fold, follow_learning_rate
+
 import torch
 import torchvision
 from accelerate import Accelerator
 from drawn_shapes import DrawnShapes
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-
-from wsbcn_mmseg import convert_model, fold, follow_learning_rate
 
 
 def build(example: torch.Tensor) -> torch.nn.Module:

@@ -10,6 +10,7 @@ import torch
 
 from wsbcn_mmseg.runtime.launch import end_processes
 
+pytest_plugins = ['faults_table', 'stack_table']
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)
 

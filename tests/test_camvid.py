@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_tool
+from made_up_data import CAMVID_COUNTS as COUNTS
+from made_up_data import make_camvid
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
@@ -15,25 +17,10 @@ from wsbcn_mmseg import load_segmentor
 from wsbcn_mmseg.datasets import CamVidDataset
 from wsbcn_mmseg.experiments.predictions import draw_predictions
 
-COUNTS = dict(train=9, val=2, test=3)
-
 
 @pytest.fixture(scope='module')
 def camvid(tmp_path_factory):
-    """CAMVID_ROOT of a few drawn street scenes: classes in horizontal stripes, void at the bottom."""
-    root, generator = tmp_path_factory.mktemp('tutorial') / 'CamVid', np.random.default_rng(0)
-    for split, count in COUNTS.items():
-        lines = []
-        for folder in (root / split, root / f'{split}annot'):
-            folder.mkdir(parents=True)
-        for index in range(count):
-            label = np.minimum(np.arange(360) // 30, 11).astype(np.uint8)[:, None].repeat(480, 1)
-            image = label[..., None] * 20 + generator.integers(0, 20, (360, 480, 3), np.uint8)
-            Image.fromarray(image).save(root / split / f'{index}.png')
-            Image.fromarray(label).save(root / f'{split}annot' / f'{index}.png')
-            lines.append(f'/SegNet/CamVid/{split}/{index}.png /SegNet/CamVid/{split}annot/{index}.png')
-        (root / f'{split}.txt').write_text('\n'.join(lines) + '\n')
-    return root
+    return make_camvid(tmp_path_factory.mktemp('tutorial') / 'CamVid')
 
 
 @pytest.mark.parametrize('split', COUNTS)

@@ -1,7 +1,6 @@
 """Every classification config trains a step, on tiny data in the real formats; what it learnt goes into segmentors."""
 import hashlib
 import os
-import pickle
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_tool
+from made_up_data import make_cifar, make_imagenet
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from PIL import Image
@@ -26,23 +26,8 @@ CONFIGS = sorted(path for folder in ('imagenet', 'cifar') for path in (ROOT / 'c
 def data(tmp_path_factory) -> Path:
     """ImageNet's folders with one image per class, and CIFAR's pickles with ten images each."""
     root = tmp_path_factory.mktemp('classification')
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-    for split in ('train', 'val'):
-        for number in range(1000):
-            folder = root / 'imagenet' / split / f'n{number:08d}'
-            folder.mkdir(parents=True)
-            image.save(folder / f'{number}.JPEG')
-    for folder, files, meta, label in (
-            ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch'], 'batches.meta',
-             'labels'),
-            ('cifar-100-python', ['train', 'test'], 'meta', 'fine_labels')):
-        folder = root / 'cifar' / folder
-        folder.mkdir(parents=True)
-        for file in files:
-            images = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
-            (folder / file).write_bytes(pickle.dumps({'data': images, label: list(range(10))}))
-        (folder / meta).write_bytes(pickle.dumps({'label_names': [], 'fine_label_names': []}))
+    make_imagenet(root / 'imagenet')
+    make_cifar(root / 'cifar')
     return root
 
 

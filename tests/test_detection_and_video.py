@@ -1,21 +1,19 @@
 """Tables 9, 10 and 12: the configs train on tiny data where MMDetection and MMAction2 are installed; their settings
 are in test_settings.py."""
 import importlib
-import json
 import re
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from made_up_data import make_coco, make_sthv1
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmseg.registry import MODELS
-from PIL import Image
 from torch import nn
 
 from wsbcn_mmseg import apply_bcn_ws
@@ -82,22 +80,7 @@ def test_tables_name_every_config_and_say_what_was_run(folder, names):
 
 @pytest.fixture(scope='module')
 def coco(tmp_path_factory):
-    """Four images with one box and one polygon each, in COCO's format."""
-    root = tmp_path_factory.mktemp('coco')
-    (root / 'annotations').mkdir()
-    rng = np.random.default_rng(0)
-    for split in ('train2017', 'val2017'):
-        (root / split).mkdir()
-        images, annotations = [], []
-        for number in range(1, 5):
-            Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(root / split / f'{number:012}.jpg')
-            images.append(dict(id=number, file_name=f'{number:012}.jpg', height=96, width=128))
-            annotations.append(dict(id=number, image_id=number, category_id=1, bbox=[16, 16, 64, 48], area=64 * 48,
-                                    iscrowd=0, segmentation=[[16, 16, 80, 16, 80, 64, 16, 64]]))
-        classes = [dict(id=1, name='person'), dict(id=2, name='bicycle')]
-        content = dict(images=images, annotations=annotations, categories=classes)
-        (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
-    return root
+    return make_coco(tmp_path_factory.mktemp('coco'))
 
 
 def run_one_step(cfg, tmp_path) -> Runner:
@@ -139,16 +122,7 @@ def test_the_flag_on_a_detector(coco):
 
 @pytest.fixture(scope='module')
 def sthv1(tmp_path_factory):
-    """Folders of frames, and lists of them: folder, frames, label."""
-    root, rng = tmp_path_factory.mktemp('sthv1'), np.random.default_rng(0)
-    for clip in range(2):
-        folder = root / 'rawframes' / str(clip)
-        folder.mkdir(parents=True)
-        for frame in range(1, 10):
-            Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / f'{frame:05}.jpg')
-    for split in ('train', 'val'):
-        (root / f'sthv1_{split}_list_rawframes.txt').write_text('0 9 3\n1 9 5\n')
-    return root
+    return make_sthv1(tmp_path_factory.mktemp('sthv1'))
 
 
 @pytest.mark.parametrize('row', ['bcn_ws', 'bn'])

@@ -1,5 +1,6 @@
 """Installing and importing."""
 import importlib.metadata
+import inspect
 import subprocess
 import sys
 import zipfile
@@ -155,3 +156,34 @@ def test_extras_offer_both_stacks_and_force_neither():
     assert [r for r in requires if 'extra' not in r] == ['torch>=2.4']
     assert {'onedl', 'openmmlab', 'export'} <= set(metadata.get_all('Provides-Extra'))
     assert torch.__version__ >= '2.4'
+
+
+PUBLIC = ['wsbcn_mmseg', 'wsbcn_mmseg.layers', 'wsbcn_mmseg.ops', 'wsbcn_mmseg.conversion', 'wsbcn_mmseg.hooks',
+          'wsbcn_mmseg.inference', 'wsbcn_mmseg.datasets', 'wsbcn_mmseg.models', 'wsbcn_mmseg.plotting',
+          'wsbcn_mmseg.benchmarks', 'wsbcn.arguments', 'wsbcn.shipped', 'wsbcn.installation', 'wsbcn.command']
+
+
+def functions_of(name: str, value) -> dict:
+    """A function, or the constructor and the public methods of a class."""
+    if inspect.isclass(value):
+        members = {key: getattr(member, '__func__', getattr(member, 'fget', member))
+                   for key, member in vars(value).items() if key == '__init__' or not key.startswith('_')}
+        return {f'{name}.{key}': member for key, member in members.items() if inspect.isfunction(member)}
+    return {name: value} if inspect.isfunction(value) else {}
+
+
+@pytest.mark.parametrize('module', PUBLIC)
+def test_hints_of_public_things_are_complete(module):
+    """The package ships py.typed, so that type checkers rely on them."""
+    module = importlib.import_module(module)
+    names = getattr(module, '__all__', [name for name in vars(module) if not name.startswith('_')])
+    without = []
+    for name in names:
+        for function_name, function in functions_of(name, getattr(module, name)).items():
+            signature = inspect.signature(function)
+            if (function.__module__ or '').startswith('wsbcn'):
+                without += [f'{function_name}({parameter.name})' for parameter in signature.parameters.values()
+                            if parameter.annotation is parameter.empty and parameter.name not in ('self', 'cls')]
+                if signature.return_annotation is signature.empty and not function_name.endswith('__init__'):
+                    without.append(f'{function_name} -> ?')
+    assert not without

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from wsbcn_mmseg.runtime.errors import UsageError
 from wsbcn_mmseg.runtime.resume import newest_whole_checkpoint
 from wsbcn_mmseg.runtime.whole_files import WholeFileBackend, whole_files
 
+fault = pytest.mark.fault
 KILLS = int(os.environ.get('WSBCN_TEST_KILLS', 100))
 
 
@@ -52,37 +54,46 @@ def train_to_the_end(work_dir: str, result: str) -> None:
     torch.save(train(Path(work_dir)), result)
 
 
-def test_a_hundred_kills_at_random_moments(undisturbed, tmp_path):
-    """Each process is killed at a moment of its run, writing included; the next goes on from what it left."""
+def kill_and_resume(kills: int, seed: int, folder: Path, undisturbed: tuple) -> None:
+    """Kill a training at random moments of its run, resume it, start it again when it is finished."""
     state, _, seconds = undisturbed
     context = multiprocessing.get_context('forkserver')  # whose processes need not import anything
     context.set_forkserver_preload(['resumable_training'])
-    chance, kills, finished = random.Random(0), 0, 0
-    while kills < KILLS:
-        folder, result = tmp_path / f'run{finished}', tmp_path / f'result{finished}.pth'
+    chance, result = random.Random(seed), folder.with_suffix('.pth')
+    while kills:
         process = context.Process(target=train_to_the_end, args=(str(folder), str(result)))
         process.start()
         process.join(chance.uniform(0, seconds))
         if process.is_alive():
             process.kill()
-            kills += 1
+            kills -= 1
         process.join()
         if process.exitcode == 0:
             assert same(state, torch.load(result))
             assert not list(folder.glob('.*.part'))
             shutil.rmtree(folder)
-            finished += 1
         else:
             assert process.exitcode == -9
     assert same(state, train(folder))
 
 
+@fault('Kill', 'The process is killed at random moments, while it writes included: 100 kills',
+       'Every training resumes and ends with the weights of an undisturbed one, bit for bit')
+def test_a_hundred_kills_at_random_moments(undisturbed, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda seed: kill_and_resume(KILLS // 2, seed, tmp_path / str(seed), undisturbed), range(2)))
+
+
+@fault('Kill', 'Random augmentation, dropout; another number of data loading workers after the interruption',
+       'Same weights, bit for bit')
 @pytest.mark.parametrize(('stop', 'before', 'after'), [(5, 0, 2), (4, 1, 0)])
 def test_any_number_of_workers_resumes_to_the_same_weights(stop, before, after, undisturbed, tmp_path):
     train(tmp_path, stop=stop, workers=before)
     assert same(undisturbed[0], train(tmp_path, workers=after))
 
 
+@fault('Kill', 'No seed was given',
+       'The drawn seed is kept in the checkpoint and goes on')
 def test_a_seed_that_was_drawn_goes_on(tmp_path):
     train(tmp_path / 'part', seed=None, stop=4)
     seed = newest_whole_checkpoint(tmp_path / 'part').seed
@@ -90,6 +101,8 @@ def test_a_seed_that_was_drawn_goes_on(tmp_path):
     assert same(whole, train(tmp_path / 'part', seed=seed))
 
 
+@fault('Kill', 'The work folder was moved',
+       'It resumes where it is now; nothing is written to its old place')
 def test_a_folder_that_was_moved_resumes_in_its_new_place(undisturbed, tmp_path):
     train(tmp_path / 'old', stop=6)
     best = next((tmp_path / 'old').glob('best_*')).name
@@ -98,6 +111,15 @@ def test_a_folder_that_was_moved_resumes_in_its_new_place(undisturbed, tmp_path)
     assert not (tmp_path / 'old').exists()
     expected = {path.name for path in undisturbed[1].glob('*.pth')}
     assert {path.name for path in (tmp_path / 'new').glob('*.pth')} == expected, f'{best} was superseded'
+
+
+def test_checkpoints_between_accumulated_gradients_are_warned_of(tmp_path):
+    runner = make(tmp_path, stop=2)
+    runner.optim_wrapper['accumulative_counts'] = 2
+    with safe_loading(), whole_files():
+        runner.train()
+    log, = tmp_path.glob('*/*.log')
+    assert 'Checkpoints every 1 iterations lose gradients that are accumulated over 2 iterations' in log.read_text()
 
 
 def damage(path: Path) -> None:
@@ -109,6 +131,8 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+@fault('Kill', '`last_checkpoint` is cut short, names another folder, or is missing',
+       'The newest whole checkpoint is used, and said')
 @pytest.mark.parametrize('pointer', ['', 'iter_1', '/elsewhere/run/iter_99.pth', None])
 def test_a_bad_pointer_is_named_and_passed_over(pointer, work_dir):
     if pointer is None:
@@ -120,6 +144,8 @@ def test_a_bad_pointer_is_named_and_passed_over(pointer, work_dir):
     assert 'iter_10.pth is the newest whole checkpoint' in point.remarks[0]
 
 
+@fault('Damaged file', 'The newest checkpoint is cut, empty or has a flipped bit',
+       'The one before it is used, and said; without any whole one, an error')
 @pytest.mark.parametrize('harm', [damage, lambda path: path.write_bytes(path.read_bytes()[:5000]),
                                   lambda path: path.write_bytes(b'')], ids=['flipped', 'cut', 'empty'])
 def test_damaged_checkpoints_are_passed_over(harm, work_dir):
@@ -142,6 +168,8 @@ def test_the_newest_is_the_one_saved_last(work_dir):
     assert newest_whole_checkpoint(work_dir).path.name == 'iter_9.pth'
 
 
+@fault('Damaged file', '1 or 2,000 bytes of a checkpoint flip',
+       'Refused, or the weights are not affected')
 @pytest.mark.parametrize('seed', range(4))
 def test_flipped_bytes_are_noticed(seed, work_dir):
     path, chance = work_dir / 'iter_10.pth', random.Random(seed)
@@ -166,6 +194,8 @@ class FullDisk(Hook):
             resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+@fault('Full disk', 'A checkpoint cannot be written',
+       'The training ends with an error, the checkpoint before is whole, and the training resumes exactly')
 def test_a_full_disk_leaves_the_last_checkpoint_whole(undisturbed, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     runner = make(tmp_path)
@@ -221,6 +251,8 @@ def served(tmp_path, monkeypatch):
     server.shutdown()
 
 
+@fault('Hostile file', 'A checkpoint that executes code, by path, URL, torchvision://, modelzoo://, openmmlab:// and mmcls://',
+       'Nothing is executed; the message names the function that would have been')
 def test_no_scheme_runs_what_a_checkpoint_holds(hostile, served, monkeypatch):
     names = 'mmengine.runner.checkpoint.'
     for function in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
@@ -252,6 +284,8 @@ def test_urls_are_downloaded_once_and_told_apart(served, tmp_path):
         read_checkpoint(f'{served}/a/net2.pth')
 
 
+@fault('Hostile file', 'A checkpoint whose metadata holds a config, which MMEngine executes on resume',
+       'It is not executed')
 def test_a_config_in_a_checkpoint_is_not_run_when_it_is_resumed(undisturbed, work_dir):
     """MMEngine's runner executes ``meta['config']``, which MMCV 1 wrote."""
     checkpoint = torch.load(work_dir / 'iter_9.pth', weights_only=False)
@@ -262,6 +296,8 @@ def test_a_config_in_a_checkpoint_is_not_run_when_it_is_resumed(undisturbed, wor
     assert not (work_dir / 'ran').exists()
 
 
+@fault('Damaged file', 'An empty file, an HTML page, text, a cut file or a pickle as checkpoint',
+       'Each is called what it is')
 @pytest.mark.parametrize(('content', 'reason'), [
     (b'', 'is empty'),
     (b'<!DOCTYPE html><html>Not found</html>', 'is an HTML page; did a download fail'),
@@ -294,6 +330,8 @@ def test_files_without_checksums_are_read(tmp_path):
     assert torch.equal(read_checkpoint(tmp_path / 'old.pth')['a'], torch.ones(3))
 
 
+@fault('Kill', '`--resume` in an empty folder; with `load_from` in the config; with pretrained weights that are gone',
+       'An error; the work folder; the work folder')
 def test_resume_means_the_work_folder(mini_voc, hostile, tmp_path):
     """Even if the config loads other weights, which are gone by now, and the work folder is elsewhere."""
     train_a_little = ['--cfg-options', *SMALL, 'train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=1',
@@ -320,6 +358,8 @@ def test_resume_means_the_work_folder(mini_voc, hostile, tmp_path):
     read_checkpoint(moved / 'iter_2.pth')
 
 
+@fault('Hostile file', 'A hostile checkpoint in `init_cfg` of any part',
+       'Nothing is executed')
 def test_weights_of_every_part_are_read_with_care(mini_voc, hostile, tmp_path):
     (tmp_path / 'config.py').write_text(
         f'_base_ = {str(CONFIG)!r}\n'

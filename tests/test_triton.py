@@ -58,7 +58,7 @@ def test_in_the_interpreter():
 
 class Mode(NamedTuple):
     mode: str
-    move: bool
+    update: bool
     batch_statistics: bool
 
 

@@ -1,15 +1,12 @@
 #!/usr/bin/env python
 """Measure BCN and Weight Standardization, compared with BN, GN and plain PyTorch; see docs/benchmarks/README.md."""
 import argparse
-import sys
 from pathlib import Path
 
-import torch
-from rich.console import Console
-
-from wsbcn_mmseg.benchmarks import BENCHMARKS, Options, results_table, write_results
+from wsbcn.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMES = ('layers', 'networks', 'watching', 'deployment')
 
 
 def positive(text: str) -> int:
@@ -20,9 +17,9 @@ def positive(text: str) -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('benchmarks', nargs='*', metavar='BENCHMARK', default=list(BENCHMARKS),
-                        help=f'which ones to run, of {", ".join(BENCHMARKS)}')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('benchmarks', nargs='*', metavar='BENCHMARK', default=list(NAMES),
+                        help=f'which ones to run, of {", ".join(NAMES)}')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='None: the GPU if there is one')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32',
                         help="type of the layers' inputs")
     parser.add_argument('--channels-last', action='store_true', help='activations and kernels in that memory format')
@@ -32,38 +29,48 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=positive, nargs='+', default=[2], help='images per step of networks')
     parser.add_argument('--depth', type=int, choices=[50, 101], nargs='+', default=[50, 101], help='of the ResNet')
     parser.add_argument('--repeats', type=positive, help='rounds that count; None: by benchmark and device')
-    parser.add_argument('--threads', type=positive, default=torch.get_num_threads(), help='of PyTorch on the CPU')
+    parser.add_argument('--threads', type=positive, help='of PyTorch on the CPU; None: all')
     parser.add_argument('--quick', action='store_true', help='few shapes and rounds, a small ResNet-50')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'benchmarks', help='folder for CSV and PNG files')
-    args = parser.parse_args()
-    unknown = [name for name in args.benchmarks if name not in BENCHMARKS]
+    args = parse(parser)
+    unknown = [name for name in args.benchmarks if name not in NAMES]
     if unknown:
-        parser.error(f'no benchmark is called {unknown[0]}; choose from {", ".join(BENCHMARKS)}')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('PyTorch sees no GPU here; choose --device cpu')
-    if args.cuda_graphs and args.device == 'cpu':
-        parser.error('--cuda-graphs needs --device cuda')
+        parser.error(f'no benchmark is called {unknown[0]}; choose from {", ".join(NAMES)}')
     return args
 
 
-def main() -> None:
-    args = parse_args()
-    torch.set_num_threads(args.threads)
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import torch
+from rich.console import Console
+
+from wsbcn_mmseg.benchmarks import BENCHMARKS, Options, results_table, write_results
+from wsbcn_mmseg.runtime.command import exit_with
+
+
+def main(args: argparse.Namespace) -> None:
+    args.device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        exit_with('PyTorch sees no GPU here; choose --device cpu')
+    if args.cuda_graphs and args.device == 'cpu':
+        exit_with('--cuda-graphs needs --device cuda')
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     crop = args.crop or (65 if args.quick else 257 if args.device == 'cpu' else 513)
     options = Options(args.device, getattr(torch, args.dtype), args.channels_last, args.cuda_graphs, args.amp,
                       args.quick, args.repeats, crop, args.batch, [50] if args.quick else args.depth, ROOT / 'configs')
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     for name in args.benchmarks:
-        console.print(f'{name.capitalize()} on {args.device}, {args.threads} threads, into {args.out}')
+        console.print(f'{name.capitalize()} on {args.device}, {torch.get_num_threads()} threads, into {args.out}')
         try:
             rows = BENCHMARKS[name].run(options)
             paths = write_results(name, rows, options, args.out)
         except torch.cuda.OutOfMemoryError:
-            sys.exit(f'benchmark.py: {name} do not fit into the GPU; choose a smaller --crop or --batch')
+            exit_with(f'{name} do not fit into the GPU; choose a smaller --crop or --batch')
         console.print(results_table(name.capitalize(), rows, BENCHMARKS[name].columns))
         console.print(f'Wrote {paths[0]} and {paths[1].name}')
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -13,25 +13,31 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
-from wsbcn_mmseg.runtime.command import exit_with
-from wsbcn_mmseg.runtime.resume import newest_whole_checkpoint
+from wsbcn.arguments import config_file, parse
 
 TOOLS = Path(__file__).resolve().parent
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', type=config_file, help='config file')
     parser.add_argument('--kills', type=int, default=20, help='how often to kill (default: 20)')
     parser.add_argument('--processes', type=int, default=1, help='processes of the training (default: 1)')
     parser.add_argument('--seed', type=int, default=0, help='of the training and of the moments')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/check_resume'), help='folder of the trainings')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                         help='settings that replace those of the config')
-    return parser.parse_args()
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import torch
+
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
+from wsbcn_mmseg.runtime.command import exit_with
+from wsbcn_mmseg.runtime.resume import newest_whole_checkpoint
 
 
 def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:
@@ -66,8 +72,7 @@ def differences(folder: Path, other: Path) -> list[str]:
             or not torch.equal(first[name], second[name])]
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     whole, chance, kills, finished = args.out / 'whole', random.Random(args.seed), 0, 0
     shutil.rmtree(args.out, ignore_errors=True)
     begin = time.perf_counter()
@@ -92,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

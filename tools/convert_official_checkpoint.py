@@ -7,13 +7,9 @@ tools/test.py with configs/deeplabv3_r101_*_voc.py.
 """
 import argparse
 import os
-import sys
 from pathlib import Path
 
-import torch
-
-from wsbcn_mmseg.conversion.official import convert_official
-from wsbcn_mmseg.runtime.checkpoint import read_weights
+from wsbcn.arguments import parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,17 +27,26 @@ def parse_args() -> argparse.Namespace:
                         help='leave the kernels of a GN+WS network as they are, for fine-tuning with '
                         "conv_cfg=dict(type='ConvWSStdEps') step by step as the authors (default: scale them, so that "
                         'ConvWS computes the same, but trains them at other relative rates)')
-    return parser.parse_args()
+    return parse(parser)
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import torch
+
+from wsbcn_mmseg.conversion.official import convert_official
+from wsbcn_mmseg.runtime.checkpoint import read_weights
+from wsbcn_mmseg.runtime.command import exit_with
+
+
+def main(args: argparse.Namespace) -> None:
     try:
         state_dict, official = convert_official(read_weights(args.src), args.ws, args.eps,
                                                 args.keep_kernels)
     except (FileNotFoundError, ValueError) as error:
         message = str(error)
-        sys.exit('convert_official_checkpoint.py: ' + (message if args.src in message else f'{args.src} {message}'))
+        exit_with(message if args.src in message else f'{args.src} {message}')
     meta = dict(source=Path(args.src).name, official=str(official), dataset_meta=official.dataset_meta)
     partial = args.dst.with_name(f'{args.dst.name}.partial')
     try:
@@ -49,7 +54,7 @@ def main() -> None:
         torch.save(dict(state_dict=state_dict, meta=meta), partial)
         os.replace(partial, args.dst)
     except (OSError, RuntimeError) as error:
-        sys.exit(f'convert_official_checkpoint.py: {args.dst} cannot be written ({str(error).splitlines()[0]})')
+        exit_with(f'{args.dst} cannot be written ({str(error).splitlines()[0]})')
     finally:
         partial.unlink(missing_ok=True)
     print(f'{args.src} ({official}): wrote {len(state_dict)} tensors to {args.dst}')
@@ -59,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

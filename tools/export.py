@@ -7,12 +7,10 @@ and real images of several sizes. If they do not agree, OUT is deleted. OUT.json
 import argparse
 from pathlib import Path
 
-from wsbcn_mmseg import load_segmentor
-from wsbcn_mmseg.export import FORMATS, TOLERANCE, export
-from wsbcn_mmseg.inference import find_images, images_of_test_set
-from wsbcn_mmseg.runtime.command import exit_with, network_parser
-from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn.arguments import network_parser, parse
 
+FORMATS = ('torchscript', 'onnx', 'exported_program', 'state_dict')
+TOLERANCE = 1e-3
 MOST_IMAGES = 4
 
 
@@ -24,11 +22,20 @@ def parse_args() -> argparse.Namespace:
                         help=f'files, folders or globs to compare on (default: {MOST_IMAGES} of the test set)')
     parser.add_argument('--tolerance', type=float, default=TOLERANCE,
                         help='largest difference between logits, of the largest logit (default: %(default)s)')
-    return parser.parse_args()
+    return parse(parser)
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg import load_segmentor
+from wsbcn_mmseg.export import export
+from wsbcn_mmseg.inference import find_images, images_of_test_set
+from wsbcn_mmseg.runtime.command import exit_with
+from wsbcn_mmseg.runtime.errors import UsageError
+
+
+def main(args: argparse.Namespace) -> None:
     try:
         print(f'Exporting {args.checkpoint} as {args.format} to {args.out}', flush=True)
         model = load_segmentor(args.config, args.checkpoint, options=args.cfg_options)
@@ -45,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

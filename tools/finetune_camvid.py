@@ -13,12 +13,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from wsbcn_mmseg.datasets import CamVidDataset
-from wsbcn_mmseg.experiments.command import comparison_parser, report_failures
-from wsbcn_mmseg.experiments.comparison import Comparison, Training, train_all
-from wsbcn_mmseg.experiments.efficientnet_lite import missing_packages, prepare_weights
-from wsbcn_mmseg.experiments.selection import best_settings, selection_table
-from wsbcn_mmseg.runtime.records import write_csv
+from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {'frozen BN': ('frozen_bn', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1), 'BN': ('bn', 1),
@@ -33,7 +28,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='budgets')
     parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES, help='learning rates to choose from')
     parser.add_argument('--quick', action='store_true', help='three updates: a look at the command')
-    return parser.parse_args()
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.datasets import CamVidDataset
+from wsbcn_mmseg.experiments.command import report_failures
+from wsbcn_mmseg.experiments.comparison import Comparison, Training, train_all
+from wsbcn_mmseg.experiments.efficientnet_lite import missing_packages, prepare_weights
+from wsbcn_mmseg.experiments.selection import best_settings, selection_table
+from wsbcn_mmseg.runtime.records import write_csv
 
 
 def training(row: str, epochs: int, lr: float, seed: int, quick: bool) -> Training:
@@ -51,8 +57,7 @@ def train(groups: Iterable[list[Training]], args: argparse.Namespace) -> list[di
                                 args.reuse))
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     problem = missing_packages() or next(
         filter(None, (CamVidDataset.missing_files(args.camvid_root, split) for split in SPLITS)), None)
     if problem:
@@ -78,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

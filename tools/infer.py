@@ -8,33 +8,41 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
+from wsbcn.arguments import network_parser, parse
 
-from wsbcn_mmseg import fold, infer, load_segmentor
-from wsbcn_mmseg.inference import INFERENCE_MODES, find_images
-from wsbcn_mmseg.runtime.command import exit_with, network_parser
-from wsbcn_mmseg.runtime.errors import UsageError
+MODES = ('whole', 'slide')
 
 
 def parse_args() -> argparse.Namespace:
     parser = network_parser(__doc__)
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with those below) and globs')
     parser.add_argument('--out', type=Path, required=True, help='folder for the results')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: %(default)s')
+    parser.add_argument('--device', help='default: the GPU if there is one')
     parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
-    parser.add_argument('--mode', choices=INFERENCE_MODES,
+    parser.add_argument('--mode', choices=MODES,
                         help='whole images or a sliding window (default: as in the config)')
     parser.add_argument('--batch', type=int, default=1, metavar='N', help='images of one size that run together')
     parser.add_argument('--opacity', type=float, default=0.5, help='of the colors in overlays (default: %(default)s)')
-    return parser.parse_args()
+    return parse(parser)
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import torch
+
+from wsbcn_mmseg import fold, infer, load_segmentor
+from wsbcn_mmseg.inference import find_images
+from wsbcn_mmseg.runtime.command import exit_with
+from wsbcn_mmseg.runtime.errors import UsageError
+
+
+def main(args: argparse.Namespace) -> None:
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         images = find_images(args.images)
-        print(f'Segmenting {len(images)} files on {args.device}, into {args.out}', flush=True)
-        model = fold(load_segmentor(args.config, args.checkpoint, args.device, args.cfg_options))
+        print(f'Segmenting {len(images)} files on {device}, into {args.out}', flush=True)
+        model = fold(load_segmentor(args.config, args.checkpoint, device, args.cfg_options))
         predictions = infer(model, images, args.out, tta=args.tta, mode=args.mode, batch=args.batch,
                             opacity=args.opacity)
     except (UsageError, OSError) as error:
@@ -49,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

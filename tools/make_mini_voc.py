@@ -1,10 +1,9 @@
 """Make a small synthetic VOC 2012 and SBD release, to try the pipeline without the real ones."""
-
 import argparse
 import sys
 from pathlib import Path
 
-from wsbcn_mmseg.datasets.mini_voc import make_mini_voc
+from wsbcn.arguments import parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,11 +13,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--val', type=int, default=42, help='images of VOC val')
     parser.add_argument('--sbd', type=int, default=120, help='images that only SBD labels')
     parser.add_argument('--seed', type=int, default=0, help='same seed, same files')
-    return parser.parse_args()
+    return parse(parser)
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.datasets.mini_voc import make_mini_voc
+
+
+def main(args: argparse.Namespace) -> None:
     print(f'Writing {args.train + args.val + args.sbd} synthetic images (drawn, not photographs) in the layout of '
           f'VOC 2012 and SBD to {args.out}', flush=True)
     try:
@@ -32,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -6,6 +6,21 @@ CAMVID_ROOT in the environment is the CamVid folder, as for training.
 import argparse
 from pathlib import Path
 
+from wsbcn.arguments import config_file, parse
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', type=config_file, help='of the training')
+    parser.add_argument('checkpoint', help='what it saved')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/camvid_predictions.png'), help='picture to write')
+    parser.add_argument('--count', type=int, default=4, help='images to show')
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 
@@ -15,13 +30,7 @@ from wsbcn_mmseg.runtime.command import exit_with
 from wsbcn_mmseg.runtime.errors import UsageError
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('config', help='of the training')
-    parser.add_argument('checkpoint', help='what it saved')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/camvid_predictions.png'), help='picture to write')
-    parser.add_argument('--count', type=int, default=4, help='images to show')
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     try:
         model = load_segmentor(args.config, args.checkpoint)
         dataset = DATASETS.build(Config.fromfile(args.config).test_dataloader.dataset)
@@ -31,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -6,6 +6,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from wsbcn.arguments import parse
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work folders of watched trainings')
+    parser.add_argument('--out', type=Path, help='folder of the pictures (default: the first run)')
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
 from wsbcn_mmseg.experiments.watched_runs import (
     plot_eliminated,
     plot_gradient_shares,
@@ -16,15 +29,7 @@ from wsbcn_mmseg.experiments.watched_runs import (
 )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work folders of watched trainings')
-    parser.add_argument('--out', type=Path, help='folder of the pictures (default: the first run)')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     out = args.out or args.runs[0]
     try:
         names = [run.resolve().name for run in args.runs]
@@ -47,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -2,14 +2,9 @@
 """Draw curves.png, and predictions.png where predictions are given, of a run; or training and validation of several
 runs in one picture, as the paper's Figure 8."""
 import argparse
-import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-
-from wsbcn_mmseg.plotting import plot_curves, plot_predictions, plot_runs  # noqa: E402
+from wsbcn.arguments import parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,14 +16,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--predictions', type=Path, help='folder that tools/test.py --out wrote, for one run')
     parser.add_argument('--voc-root', type=Path, default=Path('data/VOCdevkit/VOC2012'),
                         help='VOC2012 folder of the predicted images (default: %(default)s)')
-    args = parser.parse_args()
+    args = parse(parser)
     if args.predictions and len(args.work_dirs) > 1:
         parser.error('--predictions belong to one run, and several are given')
     return args
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import matplotlib
+
+from wsbcn_mmseg.plotting import plot_curves, plot_predictions, plot_runs
+from wsbcn_mmseg.runtime.command import exit_with
+
+matplotlib.use('Agg')
+
+
+def main(args: argparse.Namespace) -> None:
     first = args.work_dirs[0]
     try:
         if len(args.work_dirs) > 1:
@@ -38,8 +43,8 @@ def main() -> None:
         if args.predictions:
             plot_predictions(args.voc_root, args.predictions, first / 'predictions.png')
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'plot_run.py: {error}')
+        exit_with(error)
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -3,13 +3,12 @@
 Writes SegmentationClassAug/*.png and ImageSets/Segmentation/trainaug.txt into the VOC2012 folder, and verifies every
 image and label map of the training and validation sets. Run it again after an interruption: it continues.
 """
-
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from wsbcn_mmseg.datasets.voc_aug import VOCAugError, plan_voc_aug, prepare_voc_aug
+from wsbcn.arguments import parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,11 +19,16 @@ def parse_args() -> argparse.Namespace:
     source.add_argument('--aug', type=Path, metavar='FOLDER', help='a ready SegmentationClassAug folder')
     parser.add_argument('--expected', type=int, default=10582, help='number of training images (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default: one per CPU core)')
-    return parser.parse_args()
+    return parse(parser)
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.datasets.voc_aug import VOCAugError, plan_voc_aug, prepare_voc_aug
+
+
+def main(args: argparse.Namespace) -> None:
     try:
         plan = plan_voc_aug(args.voc_root, args.sbd, args.aug, args.expected)
         print(f'Preparing {len(plan.train)} training images ({plan.num_voc} labeled by VOC, '
@@ -40,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -13,6 +13,22 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from wsbcn.arguments import parse
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--iterations', type=int, default=300, help='of training with BN on mini VOC')
+    parser.add_argument('--finetuning', type=int, default=60, help='iterations after the conversion')
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'results' / 'preserve.md')
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -23,7 +39,6 @@ from wsbcn_mmseg.datasets.mini_voc import make_mini_voc
 from wsbcn_mmseg.datasets.voc_aug import plan_voc_aug, prepare_voc_aug
 from wsbcn_mmseg.experiments.method import methods
 
-ROOT = Path(__file__).resolve().parent.parent
 WIDE = dict(type='BCN', min_channels_per_group=16)
 CONVERSIONS = {  # arguments of convert_model, and whether to calibrate
     'none (BN)': (None, False),
@@ -112,12 +127,7 @@ def mini_voc(folder: Path, updates: int, finetuning: int) -> Experiment:
                       ('backbone', 'decode_head'), schedule(updates, .05), schedule(finetuning, .01), {})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--iterations', type=int, default=300, help='of training with BN on mini VOC')
-    parser.add_argument('--finetuning', type=int, default=60, help='iterations after the conversion')
-    parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'results' / 'preserve.md')
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
     if find_spec('sklearn') is None or find_spec('mmpretrain') is None:
         sys.exit('preserve_results.py: the digits need scikit-learn and mmpretrain; run: '
                  "pip install '.[digits,pretrain]'")
@@ -142,4 +152,4 @@ iterations of 8 images, then converted and fine-tuned for {finetuning} iteration
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

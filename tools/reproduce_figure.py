@@ -6,8 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.figure_5 import figure_5
-from wsbcn_mmseg.experiments.figures_4_and_6 import figure_4, figure_6
+from wsbcn.arguments import parse
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / '_base_'
 DATA = {  # config, depth, epochs
@@ -27,7 +26,7 @@ def parse_args() -> argparse.Namespace:
                         help='layers of the ResNet of Figures 4 and 6 (default: 20, with cifar10 110)')
     parser.add_argument('--epochs', type=int, help='of each training (default: 30, Figure 5 10, with cifar10 164)')
     parser.add_argument('--quick', action='store_true', help='two epochs of small networks: a look at the command')
-    args = parser.parse_args()
+    args = parse(parser)
     if args.epochs is not None and args.epochs < 1:
         parser.error('--epochs must be at least 1')
     if args.figure == 5 and (args.depth or args.data != 'digits'):
@@ -38,8 +37,14 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_args()
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.experiments.figure_5 import figure_5
+from wsbcn_mmseg.experiments.figures_4_and_6 import figure_4, figure_6
+
+
+def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.figure == 5:
         settings = dict(sigmas=(0, 3), epochs=2, seeds=1) if args.quick else {}
@@ -54,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

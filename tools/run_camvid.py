@@ -9,10 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from wsbcn_mmseg.datasets import CamVidDataset
-from wsbcn_mmseg.experiments.command import comparison_parser, finish
-from wsbcn_mmseg.experiments.comparison import Comparison, Training
-from wsbcn_mmseg.experiments.method import methods, options
+from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / '_base_' / 'camvid_deeplabv3_r18.py'
@@ -25,7 +22,16 @@ def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/camvid'), 3, METHODS)
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
     parser.add_argument('--quick', action='store_true', help='one seed and a few updates: a look at the command')
-    return parser.parse_args()
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.datasets import CamVidDataset
+from wsbcn_mmseg.experiments.command import finish
+from wsbcn_mmseg.experiments.comparison import Comparison, Training
+from wsbcn_mmseg.experiments.method import methods, options
 
 
 def training(name: str, batch: int, seed: int, quick: bool) -> Training:
@@ -40,8 +46,7 @@ def training(name: str, batch: int, seed: int, quick: bool) -> Training:
                     dict(CAMVID_BATCH=str(batch), CAMVID_EPOCHS=str(EPOCHS[batch])))
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     problem = next(filter(None, (CamVidDataset.missing_files(args.camvid_root, split) for split in SPLITS)), None)
     if problem:
         sys.exit(f'run_camvid.py: {problem}')
@@ -54,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

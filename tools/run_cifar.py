@@ -10,9 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.command import comparison_parser, finish, require_packages
-from wsbcn_mmseg.experiments.comparison import Comparison, Training
-from wsbcn_mmseg.experiments.method import methods, options
+from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
@@ -22,7 +20,15 @@ def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, METHODS)
     parser.add_argument('cifar_root', type=Path, help='folder of the images')
     parser.add_argument('--epochs', type=int, default=2, help='epochs of every training')
-    return parser.parse_args()
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.experiments.command import finish, require_packages
+from wsbcn_mmseg.experiments.comparison import Comparison, Training
+from wsbcn_mmseg.experiments.method import methods, options
 
 
 def data_settings(root: Path) -> dict:
@@ -35,8 +41,7 @@ def data_settings(root: Path) -> dict:
     return {f'{phase}_dataloader.dataset.type': 'CIFAR10Images' for phase in ('train', 'val', 'test')}
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision')
     os.environ['CIFAR_ROOT'] = str(args.cifar_root.resolve())
     data = data_settings(args.cifar_root)
@@ -51,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -6,9 +6,7 @@ Writes a table and a plot. Finished trainings are not run again, so the command 
 import argparse
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.command import comparison_parser, finish, require_packages
-from wsbcn_mmseg.experiments.comparison import Comparison, Training
-from wsbcn_mmseg.experiments.method import methods, options
+from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ('BN', 'GN', 'GN+WS', 'BCN', 'BCN+WS', 'SN', 'EvoNorm-S0', 'FRN+TLU')
@@ -17,12 +15,20 @@ METHODS = ('BN', 'GN', 'GN+WS', 'BCN', 'BCN+WS', 'SN', 'EvoNorm-S0', 'FRN+TLU')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/digits'), 3, METHODS)
     parser.add_argument('--quick', action='store_true', help='one seed and one epoch: a look at the command')
-    return parser.parse_args()
+    return parse(parser)
 
 
-def main() -> None:
-    args = parse_args()
-    require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision', sklearn='pip install scikit-learn')
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.experiments.command import finish, require_packages
+from wsbcn_mmseg.experiments.comparison import Comparison, Training
+from wsbcn_mmseg.experiments.method import methods, options
+
+
+def main(args: argparse.Namespace) -> None:
+    require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision',
+                     sklearn='pip install scikit-learn')
     quick = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1') if args.quick else ()
     rows = methods(min_channels_per_group=4)
     trainings = [
@@ -35,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -7,9 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from wsbcn_mmseg.experiments.command import comparison_parser, finish
-from wsbcn_mmseg.experiments.comparison import Comparison, Training
-from wsbcn_mmseg.experiments.method import methods, options
+from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ('BN', 'GN', 'GN+WS', 'BCN+WS')
@@ -19,7 +17,15 @@ def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/mini_voc'), 3, METHODS)
     parser.add_argument('voc_root', type=Path, help='VOC2012 folder of a prepared mini VOC (tools/make_mini_voc.py)')
     parser.add_argument('--updates', type=int, default=700, help='updates of 8 images; 8 times as many of one')
-    return parser.parse_args()
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from wsbcn_mmseg.experiments.command import finish
+from wsbcn_mmseg.experiments.comparison import Comparison, Training
+from wsbcn_mmseg.experiments.method import methods, options
 
 
 def training(name: str, batch: int, seed: int, updates: int) -> Training:
@@ -38,8 +44,7 @@ def training(name: str, batch: int, seed: int, updates: int) -> Training:
     return Training(name, batch, seed, ROOT / 'configs' / '_base_' / 'mini_voc.py', options(settings))
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     os.environ['VOC_ROOT'] = str(args.voc_root.resolve())
     trainings = [training(name, batch, seed, args.updates)
                  for seed in range(args.seeds) for batch in (8, 1) for name in args.methods]
@@ -49,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(ARGS)

@@ -2,13 +2,7 @@
 """Evaluate a checkpoint: tools/test.py CONFIG CHECKPOINT, or tools/dist_test.sh CONFIG CHECKPOINT GPUS."""
 import argparse
 
-from mmengine.config import Config
-
-from wsbcn_mmseg.runtime.command import add_run_arguments, network_parser, run_command
-from wsbcn_mmseg.runtime.errors import Faults, UsageError
-from wsbcn_mmseg.runtime.launch import load_config
-from wsbcn_mmseg.runtime.runner import ResumableRunner
-from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_testing
+from wsbcn.arguments import add_run_arguments, network_parser, parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,7 +11,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', help='folder for the predicted label maps, as PNG files')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
-    return parser.parse_args()
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+from mmengine.config import Config
+
+from wsbcn_mmseg.runtime.command import run_command
+from wsbcn_mmseg.runtime.errors import Faults, UsageError
+from wsbcn_mmseg.runtime.launch import load_config
+from wsbcn_mmseg.runtime.runner import ResumableRunner
+from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_testing
 
 
 def set_up(args: argparse.Namespace) -> Config:
@@ -51,4 +57,4 @@ def test(cfg: Config) -> None:
 
 
 if __name__ == '__main__':
-    run_command(parse_args(), set_up, test)
+    run_command(ARGS, set_up, test)

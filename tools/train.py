@@ -5,18 +5,7 @@ import os
 import sys
 import warnings
 
-import torch
-from mmengine.config import Config
-
-from wsbcn_mmseg import apply_bcn_ws
-from wsbcn_mmseg.conversion import ConversionError
-from wsbcn_mmseg.runtime.checks import check_batch
-from wsbcn_mmseg.runtime.command import add_run_arguments, network_parser, run_command
-from wsbcn_mmseg.runtime.errors import Faults, UsageError
-from wsbcn_mmseg.runtime.launch import load_config
-from wsbcn_mmseg.runtime.resume import resume
-from wsbcn_mmseg.runtime.runner import ResumableRunner
-from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_training
+from wsbcn.arguments import add_run_arguments, network_parser, parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +28,24 @@ def parse_args() -> argparse.Namespace:
     conversion.add_argument('--exclude', nargs='+', metavar='LAYERS', default=[], help='do not convert these layers')
     conversion.add_argument('--preserve', action='store_true', help='keep the function of weights that were trained '
                             'without Weight Standardization, as far as the layers allow')
-    return parser.parse_args()
+    return parse(parser)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # before the imports below, which take seconds
+
+import torch
+from mmengine.config import Config
+
+from wsbcn_mmseg import apply_bcn_ws
+from wsbcn_mmseg.conversion import ConversionError
+from wsbcn_mmseg.runtime.checks import check_batch
+from wsbcn_mmseg.runtime.command import run_command
+from wsbcn_mmseg.runtime.errors import Faults, UsageError
+from wsbcn_mmseg.runtime.launch import load_config
+from wsbcn_mmseg.runtime.resume import resume
+from wsbcn_mmseg.runtime.runner import ResumableRunner
+from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_training
 
 
 def convert(cfg: Config, args: argparse.Namespace) -> None:
@@ -101,4 +107,4 @@ def train(cfg: Config) -> None:
 
 
 if __name__ == '__main__':
-    run_command(parse_args(), set_up, train)
+    run_command(ARGS, set_up, train)

@@ -25,8 +25,8 @@ __all__ = ['BCN', 'ConvWS', 'ConvWS1d', 'ConvWS3d', 'conversion', 'convert_model
            'layers', 'ops', 'plan_conversion']
 
 check_stack()
+declare_torchvision_operators()
 if not missing_openmmlab():
-    declare_torchvision_operators()
     with quiet_import():
         from . import datasets, engine, hooks, models, registration  # noqa: F401
         from .conversion.config import apply_bcn_ws  # noqa: F401

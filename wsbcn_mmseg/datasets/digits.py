@@ -1,4 +1,6 @@
 """The handwritten digits that scikit-learn ships: 1,797 real images of 8 x 8, for experiments of minutes."""
+from typing import Any
+
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
@@ -23,7 +25,7 @@ class Digits(BaseDataset):
     """
     METAINFO = dict(classes=tuple('0123456789'))
 
-    def __init__(self, split: str, **kwargs):
+    def __init__(self, split: str, **kwargs: Any):
         if split not in ('train', 'test'):
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
         self.split = split

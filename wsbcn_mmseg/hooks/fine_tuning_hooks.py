@@ -3,6 +3,7 @@ from collections.abc import Iterable
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.conversion.calibrate import calibrate
@@ -21,7 +22,7 @@ class CalibrateHook(Hook):
     def __init__(self, num_images: int = 10):
         self.num_images = check_integer('num_images', num_images, 1)
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
             return
         dataset, collate = runner.train_dataloader.dataset, runner.train_dataloader.collate_fn
@@ -47,7 +48,7 @@ class NormEvalHook(Hook):
         if not all(isinstance(part, str) for part in self.parts):
             raise ValueError(f'parts must be names of parts of the model, got {parts!r}')
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         model = getattr(runner.model, 'module', runner.model)
         for part in self.parts:
             for module in model.get_submodule(part).modules():

@@ -8,7 +8,7 @@ from mmengine.dist import all_gather, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -77,7 +77,7 @@ class NormStatisticsHook(Hook):
         self.gradients, self.histograms, self.first = gradients, histograms, first
         self._handles: list = []
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._layers = {name: WatchedNorm(module) for name, module in model.named_modules()
                         if isinstance(module, (nn.GroupNorm, _BatchNorm, _InstanceNorm))}
@@ -95,14 +95,15 @@ class NormStatisticsHook(Hook):
             kept = [line for line in file.read_text().splitlines(keepends=True) if _iteration(line) <= runner.iter]
             file.write_text(''.join(kept))
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         if (runner.iter + (not self.first)) % self.interval:
             return
         self._handles = [layer.norm.register_forward_hook(self._watch_norm(name, layer), with_kwargs=True)
                          for name, layer in self._layers.items()]
         self._handles += [conv.register_forward_hook(self._watch_gradient(name)) for name, conv in self._convs.items()]
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
+                         outputs: dict | None = None) -> None:
         if not self._handles:
             return
         self._remove_handles()
@@ -115,11 +116,11 @@ class NormStatisticsHook(Hook):
                 file.write(json.dumps({key: value for key, value in line.items() if value is not None}) + '\n')
         self._histogram = None
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         self._remove_handles()
 
     @staticmethod
-    def _epoch(runner) -> float | None:
+    def _epoch(runner: Runner) -> float | None:
         """Completed epochs (fractional); None for iteration-based training."""
         loop = runner.train_loop
         return (runner.iter + 1) / len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None

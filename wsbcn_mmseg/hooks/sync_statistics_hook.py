@@ -4,7 +4,7 @@ import itertools
 from mmengine.dist import all_reduce_params, get_world_size
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.ops.arguments import check_integer
@@ -32,20 +32,21 @@ class SyncNormStatisticsHook(Hook):
         self.interval = -1 if interval == -1 and isinstance(interval, int) else check_integer('interval', interval, 1)
         self._averaged = False
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         self._averaged = False
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
+                         outputs: dict | None = None) -> None:
         if self._due(runner, batch_idx):
             self._average(runner)
 
-    def after_train_epoch(self, runner) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         self._average(runner)
 
-    def before_val(self, runner) -> None:
+    def before_val(self, runner: Runner) -> None:
         self._average(runner)
 
-    def _due(self, runner, batch_idx: int) -> bool:
+    def _due(self, runner: Runner, batch_idx: int) -> bool:
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
             return True
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -56,7 +57,7 @@ class SyncNormStatisticsHook(Hook):
         return any(not hook.by_epoch and self.every_n_train_iters(runner, hook.interval)
                    for hook in runner.hooks if isinstance(hook, CheckpointHook))
 
-    def _average(self, runner) -> None:
+    def _average(self, runner: Runner) -> None:
         """Once per iteration: the average of equal values may differ from them in the last bit."""
         if self._averaged or get_world_size() == 1:
             return

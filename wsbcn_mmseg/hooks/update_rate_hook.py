@@ -3,6 +3,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import nn
 
 from wsbcn_mmseg.layers import UpdateRate
@@ -41,7 +42,7 @@ class BCNUpdateRateHook(Hook):
         UpdateRate(nn.Identity(), [], **self._settings)  # checks them
         self.report_interval = check_integer('report_interval', report_interval if interval is None else interval, 1)
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         self._rate = UpdateRate(runner.model, [wrapper.optimizer for wrapper in wrappers], **self._settings)
@@ -51,10 +52,11 @@ class BCNUpdateRateHook(Hook):
                                   'they keep their update rates')
         self._reported = self._skipped()
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         self._rate.update()
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
+                         outputs: dict | None = None) -> None:
         if not self.every_n_train_iters(runner, self.report_interval):
             return
         skipped = self._skipped()

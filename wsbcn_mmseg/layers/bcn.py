@@ -1,5 +1,6 @@
 """Batch-Channel Normalization as a layer (Section 7)."""
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,8 @@ class BCN(nn.GroupNorm):
 
     def __init__(self, num_features: int, num_groups: int | None = None, eps: float = 1e-5, mode: str = 'micro_batch',
                  update_rate: float = DEFAULT_UPDATE_RATE, momentum: float | None = 0.1, sync: bool = False,
-                 min_channels_per_group: int = 2, device=None, dtype=None):
+                 min_channels_per_group: int = 2, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None):
         check_integer('num_features', num_features, 1)
         if num_groups is None:
             num_groups = default_num_groups(num_features, min_channels_per_group)
@@ -237,7 +239,7 @@ class BCN(nn.GroupNorm):
             check_number('bn.momentum', momentum, 0, 1)
         return 1 / (self.bn.num_batches_tracked + 1) if momentum is None else momentum
 
-    def apply(self, fn):
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'BCN':
         """Apply ``fn`` to ``bn`` and to self, but never leave both scales at zero.
 
         OpenMMLab's ``zero_init_residual`` sets the last norm of a block *and its children* to 0. With both scales at

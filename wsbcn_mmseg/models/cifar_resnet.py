@@ -1,4 +1,6 @@
 """The residual networks of He et al. 2016, Section 4.2, for images of 32 x 32."""
+from typing import Any
+
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.registry import MODELS
 from mmseg.models.backbones.resnet import BasicBlock, ResNet
@@ -20,7 +22,7 @@ class CIFARResNet(ResNet):
     """
     arch_settings = {depth: (BasicBlock, ((depth - 2) // 6, ) * 3) for depth in (8, 20, 32, 44, 56, 110)}
 
-    def __init__(self, depth: int, **kwargs):
+    def __init__(self, depth: int, **kwargs: Any):
         stages = dict(num_stages=3, stem_channels=16, base_channels=16, strides=(1, 2, 2), dilations=(1, 1, 1),
                       out_indices=(2, ))
         super().__init__(depth, **{**stages, **kwargs})

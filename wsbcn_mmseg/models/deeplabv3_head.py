@@ -1,5 +1,6 @@
 """The head of DeepLabV3 (Chen et al. 2017) as the paper trained it."""
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -27,7 +28,7 @@ class DeepLabV3Head(ASPPHead):
             without WS).
     """
 
-    def __init__(self, dilations: Sequence[int] = (1, 6, 12, 18), pool_norm: bool = True, **kwargs):
+    def __init__(self, dilations: Sequence[int] = (1, 6, 12, 18), pool_norm: bool = True, **kwargs: Any):
         super().__init__(dilations, **kwargs)
         if not pool_norm:
             self.image_pool[1] = ConvModule(self.in_channels, self.channels, 1, act_cfg=self.act_cfg)

@@ -1,4 +1,6 @@
 """ResNets for norms that contain their activation (:mod:`wsbcn_mmseg.layers.norm_act`)."""
+from typing import Any
+
 from mmengine.registry import MODELS
 from mmseg.models.backbones.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ class NormActBlock(BasicBlock):
     """Residual block of two 3x3 convolutions. The first norm activates; the second and the shortcut's do not, and ReLU
     follows the addition, as in a ResNet with other norms. The second norm's scale starts at 0, as there."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.norm2.apply_act = False
         nn.init.zeros_(self.norm2.weight)
@@ -34,7 +36,7 @@ class NormActResNet(ResNet):
     """MMSegmentation's ResNet-18 or ResNet-34 without the activations that its norms contain."""
     arch_settings = _with_norm_act(ResNet.arch_settings)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.relu = nn.Identity()  # after the stem's norm
 

@@ -133,9 +133,15 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
         raise ValueError(f'expected at least one pixel, got input of shape {tuple(x.shape)}')
 
 
+def implementation_name(impl: str, x: Tensor, num_groups: int) -> str:
+    """The name of the implementation that serves an input: ``impl``, or what ``'auto'`` stands for."""
+    if impl != 'auto':
+        return impl
+    return 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
+
+
 def _implementation(impl: str, x: Tensor, num_groups: int):
-    if impl == 'auto':
-        impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
+    impl = implementation_name(impl, x, num_groups)
     if impl == 'reference':
         return batch_channel_norm_reference
     if impl == 'fused':

@@ -17,7 +17,7 @@ def recomputing() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
+def updated_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
                    rate: float | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Steps 3 and 4 of Algorithm 1 (and the moving average of BatchNorm): estimate += rate * (batch - estimate).
 
@@ -34,13 +34,13 @@ def move_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor
     """
     if torch.compiler.is_compiling():
         # Opaque to the compiler, which would recompute the moved estimates in backward, from buffers moved by then.
-        return _move_opaquely(running_mean, running_var, batch_mean, batch_var, torch.as_tensor(rate))
-    return _move(running_mean, running_var, batch_mean, batch_var, rate)
+        return _updated_opaquely(running_mean, running_var, batch_mean, batch_var, torch.as_tensor(rate))
+    return _updated(running_mean, running_var, batch_mean, batch_var, rate)
 
 
 def store_estimates(running_mean: Tensor, running_var: Tensor, skipped_updates: Tensor | None, mean: Tensor,
                     var: Tensor, finite: Tensor | None) -> None:
-    """Write what :func:`move_estimates` has returned into the buffers, and count the channels that did not move."""
+    """Write what :func:`updated_estimates` has returned into the buffers, and count the channels that did not move."""
     running_mean.copy_(mean)
     running_var.copy_(var)
     if skipped_updates is not None and finite is not None:
@@ -50,12 +50,12 @@ def store_estimates(running_mean: Tensor, running_var: Tensor, skipped_updates: 
 @torch.no_grad()
 def update_estimates(running_mean: Tensor, running_var: Tensor, skipped_updates: Tensor | None, batch_mean: Tensor,
                      batch_var: Tensor, rate: float | Tensor) -> None:
-    """:func:`move_estimates` in place."""
+    """:func:`updated_estimates` in place."""
     store_estimates(running_mean, running_var, skipped_updates,
-                    *move_estimates(running_mean, running_var, batch_mean, batch_var, rate))
+                    *updated_estimates(running_mean, running_var, batch_mean, batch_var, rate))
 
 
-def _move(running_mean, running_var, batch_mean, batch_var, rate):
+def _updated(running_mean, running_var, batch_mean, batch_var, rate):
     if isinstance(rate, Tensor):  # on the CPU a number is faster; elsewhere it would wait for the device
         rate = rate.item() if rate.device.type == 'cpu' else rate.to(running_mean.dtype)
     mean = torch.lerp(running_mean, batch_mean.to(running_mean.dtype), rate)
@@ -68,17 +68,17 @@ def _move(running_mean, running_var, batch_mean, batch_var, rate):
     return mean, var, finite | ~torch.isfinite(running_mean + running_var)  # estimates that were not, keep it
 
 
-@torch.library.custom_op('wsbcn::move_estimates', mutates_args=())
-def _move_opaquely(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
+@torch.library.custom_op('wsbcn::updated_estimates', mutates_args=())
+def _updated_opaquely(running_mean: Tensor, running_var: Tensor, batch_mean: Tensor, batch_var: Tensor,
                    rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if recomputing():
         mean, var, finite = running_mean.clone(), running_var.clone(), None
     else:
-        mean, var, finite = _move(running_mean, running_var, batch_mean, batch_var, rate)
+        mean, var, finite = _updated(running_mean, running_var, batch_mean, batch_var, rate)
     return mean, var, torch.ones_like(mean, dtype=torch.bool) if finite is None else finite
 
 
-@_move_opaquely.register_fake
+@_updated_opaquely.register_fake
 def _(running_mean, running_var, batch_mean, batch_var, rate):
     return torch.empty_like(running_mean), torch.empty_like(running_var), running_mean.new_empty(
         running_mean.shape, dtype=torch.bool)

@@ -19,15 +19,38 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .estimates import merge_over_ranks, move_estimates, store_estimates
+from .estimates import merge_over_ranks, store_estimates, updated_estimates
 from .planes import as_dtype, dense_format, plane_affine2, plane_affine_of_normalized, plane_dots, plane_moments
+
+
+def _statistics(plane_mean, plane_std, count, running_mean, running_var, rate, update: bool, batch_statistics: bool,
+                sync: bool):
+    """Mean and variance of Eq. 40, over how many values they were taken, and the updated estimates."""
+    updated = None, None, None
+    if batch_statistics or update:
+        images = plane_mean.shape[0]
+        batch_mean = plane_mean.sum(0) * (1 / images)
+        # Algorithm 1: from the estimate before the update
+        deviation = plane_mean - (batch_mean if batch_statistics else running_mean.to(plane_mean.dtype))
+        batch_var = (plane_std * plane_std + deviation * deviation).sum(0) * (1 / images)
+    if batch_statistics:
+        if sync:
+            batch_mean, batch_var, count = merge_over_ranks(batch_mean, batch_var, count)
+        mean, var = batch_mean, batch_var
+        batch_var = batch_var * (count / (count - 1))  # BatchNorm stores the unbiased one
+    if update:
+        updated = updated_estimates(running_mean, running_var, batch_mean, batch_var, rate)
+        running_mean, running_var, _ = updated
+    if not batch_statistics:
+        mean, var = as_dtype(plane_mean.dtype, running_mean, running_var)
+    return mean, var, count, updated
 
 
 class _BatchChannelNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
-                num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool):
+                num_groups: int, update: bool, batch_statistics: bool, eps: float, sync: bool):
         ctx.batch_statistics, ctx.sync, ctx.format = batch_statistics, sync, dense_format(x) or torch.contiguous_format
         ctx.dtype = torch.promote_types(x.dtype, torch.float32)
         dense, gamma_b, beta_b, gamma_c, beta_c = as_dtype(ctx.dtype, x, batch_weight, batch_bias, channel_weight,
@@ -38,23 +61,8 @@ class _BatchChannelNorm(torch.autograd.Function):
         group_channels = x.shape[1] // num_groups
         by_groups = (x.shape[0], num_groups, group_channels)
 
-        # The mean and variance of Eq. 40
-        ctx.count = x.numel() // x.shape[1]
-        if batch_statistics or move:
-            batch_mean = plane_mean.sum(0) * (1 / x.shape[0])
-            mean = batch_mean if batch_statistics else running_mean.to(ctx.dtype)  # Algorithm 1: before the update
-            deviation = plane_mean - mean
-            batch_var = (plane_std * plane_std + deviation * deviation).sum(0) * (1 / x.shape[0])
-        if batch_statistics:
-            if sync:
-                batch_mean, batch_var, ctx.count = merge_over_ranks(batch_mean, batch_var, ctx.count)
-            mean, var = batch_mean, batch_var
-            batch_var = batch_var * (ctx.count / (ctx.count - 1))  # BatchNorm stores the unbiased one
-        if move:
-            moved = move_estimates(running_mean, running_var, batch_mean, batch_var, rate)
-            running_mean, running_var, _ = moved
-        if not batch_statistics:
-            mean, var = as_dtype(ctx.dtype, running_mean, running_var)
+        mean, var, ctx.count, updated = _statistics(plane_mean, plane_std, x.numel() // x.shape[1], running_mean,
+                                                    running_var, rate, update, batch_statistics, sync)
 
         # z = offset + spread * u, by Eq. 40, then by Eq. 42
         inverse_sigma = torch.rsqrt(var + eps)
@@ -72,10 +80,9 @@ class _BatchChannelNorm(torch.autograd.Function):
 
         ctx.save_for_backward(x, plane_mean, moments.rstd, plane_std, deviation, inverse_sigma, scale, offset, spread,
                               gamma_c * rstd)
-        moved = moved if move else (None, None, None)
-        ctx.mark_non_differentiable(*[tensor for tensor in moved if tensor is not None])
+        ctx.mark_non_differentiable(*[tensor for tensor in updated if tensor is not None])
         ctx.set_materialize_grads(False)
-        return y.to(x.dtype), *moved
+        return y.to(x.dtype), *updated
 
     @staticmethod
     def backward(ctx, dy, *_):
@@ -122,11 +129,11 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 def batch_channel_norm_fused(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                              running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                             move: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
+                             update: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
                              skipped_updates: Tensor | None) -> Tensor:
     """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`; any device."""
-    y, *moved = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
-                                        running_var, rate, num_groups, move, batch_statistics, eps, sync)
-    if move:
-        store_estimates(running_mean, running_var, skipped_updates, *moved)
+    y, *updated = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean,
+                                        running_var, rate, num_groups, update, batch_statistics, eps, sync)
+    if update:
+        store_estimates(running_mean, running_var, skipped_updates, *updated)
     return y

@@ -11,9 +11,9 @@ from .estimates import merge_over_ranks, update_estimates
 
 def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                                  running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                                 move: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
+                                 update: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
                                  sync: bool, skipped_updates: Tensor | None) -> Tensor:
-    """See :func:`~wsbcn_mmseg.ops.batch_channel_norm`, which decides ``move`` (the estimates do) and
+    """See :func:`~wsbcn_mmseg.ops.batch_channel_norm`, which decides ``update`` (the estimates do) and
     ``batch_statistics`` (normalize by the batch, Eq. 43, not by the estimates).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -27,11 +27,11 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
         count = x.numel() // x.shape[1]
         if sync:
             mean, var, count = merge_over_ranks(mean, var, count)
-        if move:
+        if update:
             unbiased = var.detach() * (count / (count - 1))
             update_estimates(running_mean, running_var, skipped_updates, mean.detach(), unbiased, rate)
     else:
-        if move:  # Algorithm 1, steps 1-4; the deviation is from the estimate before the update
+        if update:  # Algorithm 1, steps 1-4; the deviation is from the estimate before the update
             with torch.no_grad():
                 batch_mean = x.mean(pixels)
                 batch_var = (x - running_mean.to(dtype).view(per_channel)).square().mean(pixels)

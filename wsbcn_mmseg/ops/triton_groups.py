@@ -57,7 +57,7 @@ def _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_ch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
 def statistics_kernel(partials, planes, statistics, running_mean, running_var, skipped_updates, batch_weight,
                        batch_bias, channel_weight, channel_bias, rate, bessel, eps, images, channels, pixels, splits,
-                       group_channels, MOVE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
+                       group_channels, UPDATE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
                        RATE_ON_DEVICE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
                        BLOCK_C: tl.constexpr):
     """Statistics (2, C), and planes (4, B, C): mean, variance, scale and shift of the map. Moves the estimates."""
@@ -69,7 +69,7 @@ def statistics_kernel(partials, planes, statistics, running_mean, running_var, s
     old_var = tl.load(running_var + channel, own, 0)
     mean, var = old_mean.to(tl.float32), old_var.to(tl.float32)
 
-    if MOVE or BATCH_STATISTICS:
+    if UPDATE or BATCH_STATISTICS:
         count = tl.zeros((1, BLOCK_C), tl.float32)
         batch_mean = tl.zeros((1, BLOCK_C), tl.float32)
         batch_m2 = tl.zeros((1, BLOCK_C), tl.float32)
@@ -84,7 +84,7 @@ def statistics_kernel(partials, planes, statistics, running_mean, running_var, s
             block_m2 = tl.sum(tl.where(inside, plane_var + deviation * deviation, 0), 0, keep_dims=True)
             count, batch_mean, batch_m2 = merge_moments(count, batch_mean, batch_m2, block_count, block_mean, block_m2)
         batch_var = batch_m2 / images
-    if MOVE:
+    if UPDATE:
         if RATE_ON_DEVICE:
             rate = tl.load(rate).to(tl.float32)
         if BATCH_STATISTICS:

@@ -115,7 +115,7 @@ def _on_device_of(x: Tensor):
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate, num_groups: int, move: bool,
+def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate, num_groups: int, update: bool,
              batch_statistics: bool, eps: float, sync: bool, skipped_updates: Tensor | None):
     """The output; planes (4, B, C), statistics (2, C) and count for backward. Moves the estimates."""
     count = x.numel() // plan.channels
@@ -125,17 +125,17 @@ def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate
     on_device = isinstance(rate, Tensor) and rate.device == x.device
     rate = rate if on_device else float(rate)
 
-    def combine(mean, var, move, batch_statistics):
+    def combine(mean, var, update, batch_statistics):
         plan.combine(statistics_kernel, num_groups, partials, planes, statistics, mean, var, skipped_updates,
-                   *parameters, rate, count / max(count - 1, 1), eps, MOVE=move, BATCH_STATISTICS=batch_statistics,
+                   *parameters, rate, count / max(count - 1, 1), eps, UPDATE=update, BATCH_STATISTICS=batch_statistics,
                    RATE_ON_DEVICE=on_device)
 
     plan.reduce(moments_kernel, x, partials)
-    combine(running_mean, running_var, move and not sync, batch_statistics)
+    combine(running_mean, running_var, update and not sync, batch_statistics)
     if sync:  # statistics of all ranks, given: as in evaluation
         mean, var, count = merge_over_ranks(*statistics, count)
         combine(mean, var, False, False)
-        if move:
+        if update:
             update_estimates(running_mean, running_var, skipped_updates, mean, var * (count / (count - 1)), rate)
     y = torch.empty_like(x)
     plan.map(affine_kernel, x, planes, y)
@@ -159,7 +159,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
-                num_groups: int, move: bool, batch_statistics: bool, eps: float, sync: bool, skipped_updates):
+                num_groups: int, update: bool, batch_statistics: bool, eps: float, sync: bool, skipped_updates):
         _check(x, num_groups)
         ctx.num_groups, ctx.batch_statistics, ctx.eps, ctx.sync = num_groups, batch_statistics, eps, sync
         ctx.format = dense_format(x) or torch.contiguous_format
@@ -168,7 +168,7 @@ class _BatchChannelNorm(torch.autograd.Function):
         parameters = [p.contiguous() for p in (batch_weight, batch_bias, channel_weight, channel_bias)]
         with _on_device_of(x):
             y, (planes, statistics, ctx.count) = _forward(
-                ctx.plan, dense, parameters, running_mean, running_var, rate, num_groups, move, batch_statistics, eps,
+                ctx.plan, dense, parameters, running_mean, running_var, rate, num_groups, update, batch_statistics, eps,
                 sync, skipped_updates)
         ctx.save_for_backward(x, *parameters[:3], planes, statistics)
         return y
@@ -197,14 +197,14 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 def batch_channel_norm_triton(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                               running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
-                              move: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
+                              update: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
                               skipped_updates: Tensor | None) -> Tensor:
     """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`; float32, float16 and bfloat16 on
     CUDA (under ``TRITON_INTERPRET=1`` on any device)."""
     buffers = [t if t is None else t.contiguous() for t in (running_mean, running_var, skipped_updates)]
     y = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, *buffers[:2], rate,
-                                num_groups, move, batch_statistics, eps, sync, buffers[2])
+                                num_groups, update, batch_statistics, eps, sync, buffers[2])
     for buffer, written in zip((running_mean, running_var, skipped_updates), buffers, strict=True):
-        if move and written is not buffer:  # had strides, which the kernels do not know
+        if update and written is not buffer:  # had strides, which the kernels do not know
             buffer.copy_(written)
     return y

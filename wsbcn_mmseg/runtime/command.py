@@ -1,4 +1,4 @@
-"""Arguments and the main function that several commands in ``tools/`` share."""
+"""The main function that several commands in ``tools/`` share; :mod:`wsbcn.arguments` has their arguments."""
 import argparse
 import re
 import sys
@@ -7,32 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from .checkpoint import safe_loading
 from .errors import UsageError
 from .launch import process_group
 from .whole_files import whole_files
-
-
-def network_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
-    """A parser of ``config``, ``checkpoint`` and ``--cfg-options``."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
-    if checkpoint:
-        parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, such as train_cfg.max_iters=100')
-    return parser
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--work-dir`` and the arguments of ``tools/torchrun.sh``: ``--launcher``, ``--check``, ``--local_rank``."""
-    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='how the processes were started; tools/dist_*.sh and slurm_*.sh set it')
-    parser.add_argument('--check', action='store_true', help='check the set-up and stop')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def run_command(args: argparse.Namespace, set_up: Callable[[argparse.Namespace], Config],

@@ -1,6 +1,7 @@
 """Read a config and start processes: shared by the commands."""
 import gc
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .errors import UsageError, first_line
+
+# What gloo and NCCL say. NCCL waits for its timeout first.
+_CONNECTION_LOST = re.compile(r'Connection (closed by peer|reset|refused)|Broken pipe|Timed out waiting|'
+                              'remote process exited|NCCL communicator was aborted', re.I)
 
 
 def load_config(path: str, options: dict | None, work_dir: str | None, launcher: str) -> Config:
@@ -64,9 +69,19 @@ def process_group(cfg: Config) -> Iterator[None]:
     """Create the process group of ``cfg.launcher`` before a run and, if the run succeeds, destroy it afterwards.
 
     After an error the group is not destroyed: the other processes may be waiting for this one, and all would hang.
+
+    Raises:
+        UsageError: If the connection to another process is lost.
     """
     start_processes(cfg)
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if not _CONNECTION_LOST.search(str(error)):
+            raise
+        raise UsageError('another process of the training ended or cannot be reached any more '
+                         f'({first_line(error)}); saved checkpoints are whole: start all processes again, with '
+                         '--resume') from error
     end_processes()
 
 

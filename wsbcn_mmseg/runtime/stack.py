@@ -53,9 +53,9 @@ def check_stack() -> None:
 def declare_torchvision_operators() -> None:
     """Make it possible to import a torchvision that was built for another torch; its compiled operators do not work.
 
-    mmpretrain imports torchvision for its image transforms, and mmseg imports mmpretrain if it is installed. If the
-    compiled part of torchvision cannot be loaded, its import fails because two operators are not declared. This
-    function declares them. If the builds match, it does nothing.
+    timm imports torchvision, and so does mmpretrain, which mmseg imports if it is installed. If the compiled part of
+    torchvision cannot be loaded, its import fails because two operators are not declared. This function declares them.
+    If the builds match, it does nothing.
     """
     spec = find_spec('torchvision')
     if spec is None or not spec.submodule_search_locations:

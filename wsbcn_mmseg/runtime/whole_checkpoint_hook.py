@@ -39,12 +39,20 @@ class WholeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if is_main_process():
             remove_unfinished(self.out_dir)
+        self._check_interval(runner)
         self.file_backend = _LateRemoval(self.file_backend)
         # the best checkpoints of a resumed run lie in this folder, wherever it was when they were written
         if getattr(self, 'best_ckpt_path', None):
             self.best_ckpt_path = self._here(self.best_ckpt_path)
         for key, path in (getattr(self, 'best_ckpt_path_dict', None) or {}).items():
             self.best_ckpt_path_dict[key] = self._here(path) if path else path
+
+    def _check_interval(self, runner) -> None:
+        accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if not self.by_epoch and self.interval > 0 and self.interval % accumulated:
+            runner.logger.warning(f'Checkpoints every {self.interval} iterations lose gradients that are accumulated '
+                                  f'over {accumulated} iterations, and resuming is not exact; set '
+                                  'default_hooks.checkpoint.interval to a multiple')
 
     def _here(self, path: str) -> str:
         return self.file_backend.join_path(self.out_dir, Path(path).name)

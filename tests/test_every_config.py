@@ -1,0 +1,137 @@
+"""Every config trains, evaluates and resumes on made-up data, with the network as it is and small images.
+
+Not part of the usual tests, as it takes half an hour: tools/run_stack_tests.sh runs it for a named OpenMMLab stack and
+writes what holds to docs/stacks.md.
+"""
+import hashlib
+import importlib
+import shutil
+from pathlib import Path
+
+import made_up_data
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from wsbcn_mmseg.runtime.checkpoint import safe_loading
+from wsbcn_mmseg.runtime.launch import load_config
+from wsbcn_mmseg.runtime.resume import resume
+from wsbcn_mmseg.runtime.runner import ResumableRunner
+from wsbcn_mmseg.runtime.whole_files import whole_files
+
+pytestmark = pytest.mark.stack
+CONFIGS = sorted(path.relative_to(ROOT / 'configs') for path in (ROOT / 'configs').rglob('*.py')
+                 if '_base_' not in path.parts)
+PACKAGES = dict(coco='mmdet', sthv1='mmaction', imagenet='mmpretrain', cifar='mmpretrain', digits='mmpretrain')
+SIZES = ('scale', 'crop_size', 'input_size', 'size')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory, mini_voc):
+    """Environment variables that name the data."""
+    root = tmp_path_factory.mktemp('data')
+    roots = {name: str(getattr(made_up_data, f'make_{name}')(root / name))
+             for name in ('camvid', 'cityscapes', 'imagenet', 'cifar', 'coco', 'sthv1')}
+    return {f'{name.upper()}_ROOT': folder for name, folder in roots.items()} | dict(
+        VOC_ROOT=str(mini_voc), MINI_VOC_ROOT=str(mini_voc), CAMVID_BATCH='2')
+
+
+@pytest.fixture
+def stages(request):
+    """The stages that a test has passed, for the table."""
+    passed = []
+    yield passed
+    request.node.user_properties.append(('stages', passed))
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """Runners set a default scope for the whole process."""
+    names = set(DefaultScope._instance_dict)
+    yield
+    for name in set(DefaultScope._instance_dict) - names:
+        DefaultScope._instance_dict.pop(name)
+
+
+def require(config) -> None:
+    package = PACKAGES.get(config.parts[0], 'mmseg')
+    if package == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
+        pytest.skip('mmcv has no compiled operators')
+    try:
+        importlib.import_module(f'{package}.models')
+        importlib.import_module(f'{package}.datasets')
+    except ImportError as error:
+        pytest.skip(f'{package} cannot be imported: {error}')
+
+
+def accept_checksums(root, monkeypatch) -> None:
+    """mmpretrain compares CIFAR's files with the checksums of the real ones."""
+    from mmpretrain.datasets import CIFAR10, CIFAR100
+    for cls in (CIFAR10, CIFAR100):
+        def checksum(name, cls=cls):
+            return hashlib.md5((root / cls.base_folder / name).read_bytes()).hexdigest()
+        for attribute in ('train_list', 'test_list'):
+            monkeypatch.setattr(cls, attribute, [[name, checksum(name)] for name, _ in getattr(cls, attribute)])
+        monkeypatch.setattr(cls, 'meta', {**cls.meta, 'md5': checksum(cls.meta['filename'])})
+
+
+def shrink_images(part, largest: int) -> None:
+    """Reduce all sizes of images in pipelines, wherever they are nested."""
+    if isinstance(part, dict):
+        for name in SIZES:
+            if name in part:
+                value = part[name]
+                part[name] = tuple(min(largest, each) for each in value) if isinstance(value, (list, tuple)) \
+                    else min(largest, value)
+    for inner in part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ():
+        shrink_images(inner, largest)
+
+
+def shrink(cfg: Config, largest: int) -> int:
+    """Two updates of two small images, no evaluation meanwhile; returns the length of the training."""
+    for part in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        part.update(num_workers=0, persistent_workers=False)
+        part.batch_size = min(2, part.batch_size)
+        part.dataset.indices = 4
+        shrink_images(part.dataset.pipeline, largest)
+    shrink_images((cfg.get('model') or {}).get('data_preprocessor') or {}, largest)
+    if 'accumulative_counts' in cfg.optim_wrapper:
+        cfg.optim_wrapper.accumulative_counts = 2
+    if 'rpn_head' in cfg.model:
+        cfg.model.train_cfg.rcnn.sampler.num, cfg.model.test_cfg.rpn.max_per_img = 16, 20
+    by_epoch = 'max_epochs' in cfg.train_cfg
+    half = 1 if by_epoch else 2
+    cfg.train_cfg.update({'max_epochs' if by_epoch else 'max_iters': half, 'val_interval': 1000})
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=by_epoch, interval=half, max_keep_ckpts=1)
+    cfg.log_level = 'WARNING'
+    return half
+
+
+@pytest.mark.parametrize('config', CONFIGS, ids=str)
+def test_it_trains_evaluates_and_resumes(config, data, stages, tmp_path, monkeypatch):
+    require(config)
+    for name, value in data.items():
+        monkeypatch.setenv(name, value)
+    if config.parts[0] == 'cifar':
+        accept_checksums(Path(data['CIFAR_ROOT']), monkeypatch)
+    torch.set_num_threads(2)
+    cfg = load_config(str(ROOT / 'configs' / config), None, str(tmp_path), 'none')
+    half = shrink(cfg, 128 if config.parts[0] == 'coco' else 64)
+    length = 'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters'
+    with safe_loading(), whole_files():
+        runner = ResumableRunner.from_cfg(cfg)
+        runner.train()
+        assert all(value.isfinite().all() for value in runner.model.state_dict().values())
+        stages.append('trains')
+        assert runner.val_loop.run()
+        stages.append('evaluates')
+        cfg.train_cfg[length] = 2 * half
+        resume(cfg, start_if_none=False)
+        del runner
+        runner = ResumableRunner.from_cfg(cfg)
+        runner.train()
+        assert runner.iter == 4 if length == 'max_iters' else runner.epoch == 2
+        stages.append('resumes')
+    shutil.rmtree(tmp_path)

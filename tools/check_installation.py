@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Print what is installed, whether BCN and WS agree with float64 on every device, and what is missing for what.
+
+The exit status is 1 if something that is installed does not work, otherwise 0.
+"""
+import argparse
+import sys
+from collections.abc import Iterable
+
+from wsbcn.installation import Line, devices, feature_lines, installed_versions
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return parser.parse_args()
+
+
+def show(title: str, lines: Iterable[Line]) -> bool:
+    """Print lines as they come; return whether one of them is broken."""
+    print(title, flush=True)
+    broken = False
+    for line in lines:
+        print(f'  {line.name:<40} {line.text}', flush=True)
+        broken |= line.broken
+    return broken
+
+
+def main() -> None:
+    parse_args()
+    show('Versions', installed_versions())
+    try:
+        import wsbcn_mmseg  # noqa: F401
+    except Exception as error:  # of torch, OpenMMLab and what they import
+        sys.exit(f'wsbcn_mmseg cannot be imported: {type(error).__name__}: {error}')
+    broken = show('Devices', devices())
+    broken |= show('Features', feature_lines())
+    if broken:
+        sys.exit('Something that is installed does not work; see above.')
+
+
+if __name__ == '__main__':
+    main()

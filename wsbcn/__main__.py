@@ -1,0 +1,4 @@
+"""``python -m wsbcn`` is the command ``wsbcn``."""
+from .command import main
+
+main()

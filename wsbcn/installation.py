@@ -1,0 +1,157 @@
+"""What is installed, what works, and what is missing for which feature: ``wsbcn check``."""
+import platform
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import NamedTuple
+
+VERSIONS = ('wsbcn_mmseg', 'torch', 'triton', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation',
+            'onedl-mmpretrain', 'mmengine', 'mmcv', 'mmcv-lite', 'mmsegmentation', 'mmpretrain', 'mmdet', 'mmaction2',
+            'timm', 'torchvision', 'onnx', 'onnxruntime')  # distributions; those that are not installed are not listed
+TOLERANCE = 1e-4  # of the largest value; float32 gives about 1e-6
+
+
+class Feature(NamedTuple):
+    """What a user may want to do, the modules that it imports, and how to install them."""
+    name: str
+    modules: tuple[str, ...]
+    install: str
+
+
+class Line(NamedTuple):
+    """A line of the report; ``broken`` if something is installed and does not work."""
+    name: str
+    text: str
+    broken: bool = False
+
+
+def features() -> list[Feature]:
+    from wsbcn_mmseg.runtime.stack import INSTALL
+    return [
+        Feature('training, evaluation, inference', ('mmengine', 'mmcv', 'mmseg'), INSTALL),
+        Feature('classification (imagenet, cifar, digits)', ('mmpretrain', 'torchvision'),
+                'pip install onedl-mmpretrain==1.3.6 torchvision'),
+        Feature('digits', ('sklearn', ), 'pip install scikit-learn'),
+        Feature('export to ONNX', ('onnx', 'onnxscript', 'onnxruntime'), 'pip install onnx onnxscript onnxruntime'),
+        Feature('detection (coco)', ('mmdet', 'mmcv._ext'), 'see configs/coco/README.md'),
+        Feature('video (sthv1)', ('mmaction', 'mmcv._ext'), 'see configs/sthv1/README.md'),
+        Feature('Triton kernels for CUDA', ('triton', ), 'pip install triton'),
+        Feature('example: timm', ('timm', ), 'pip install timm'),
+        Feature('example: segmentation_models_pytorch', ('segmentation_models_pytorch', 'lightning'),
+                'pip install segmentation-models-pytorch lightning'),
+        Feature('example: torchvision', ('torchvision', 'accelerate'), 'pip install torchvision accelerate'),
+    ]
+
+
+def installed_versions() -> Iterator[Line]:
+    yield Line('python', platform.python_version())
+    for name in VERSIONS:
+        try:
+            yield Line(name, version(name))
+        except PackageNotFoundError:
+            continue
+
+
+def devices() -> Iterator[Line]:
+    """The implementation of BCN that each device takes, and its difference from float64."""
+    import torch
+    names = {'cpu': f'{torch.get_num_threads()} threads'}
+    names |= {f'cuda:{i}': torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    if torch.backends.mps.is_available():
+        names['mps'] = platform.processor()
+    for device, name in names.items():
+        yield _device(device, name)
+
+
+def _device(device: str, name: str) -> Line:
+    import torch
+
+    from wsbcn_mmseg.ops.batch_channel_norm import MODES, implementation_name
+    try:
+        implementation = implementation_name('auto', torch.zeros(2, 32, 5, 5, device=device), 8)
+        differences = [_bcn_difference(device, mode, training) for mode in MODES for training in (True, False)]
+        worst = max(*differences, _standardization_difference(device))
+    except Exception as error:  # of drivers, compilers and kernels of any kind
+        return Line(device, f'{name}: BCN fails ({_first_line(error)})', broken=True)
+    agrees = worst <= TOLERANCE  # not with NaN either
+    return Line(device, f'{name}: BCN by {implementation!r}; output and gradients of BCN and WS '
+                f'{"agree" if agrees else "DO NOT AGREE"} with float64, to {worst:.0e}', broken=not agrees)
+
+
+def _bcn_difference(device: str, mode: str, training: bool) -> float:
+    """The largest difference of output and gradients from the reference in float64, in parts of the largest value."""
+    import torch
+
+    from wsbcn_mmseg.ops import batch_channel_norm
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 32, 5, 7, generator=generator) * 2 + 1
+    batch, channel = torch.rand(4, 32, generator=generator) + .5, torch.rand(2, 8, generator=generator) + .5
+    direction = torch.randn(x.shape, generator=generator)  # of the gradient
+
+    def run(device: str, dtype: torch.dtype, impl: str) -> list[torch.Tensor]:
+        inputs = [tensor.to(device, dtype, copy=True).requires_grad_() for tensor in (x, *batch[:2], *channel)]
+        estimates = [tensor.to(device, dtype, copy=True) for tensor in batch[2:]]
+        y = batch_channel_norm(*inputs[:3], *estimates, *inputs[3:], 8, training=training, mode=mode, rate=.1,
+                               impl=impl)
+        (y * direction.to(device, dtype)).sum().backward()
+        return [y.detach(), *estimates, *(tensor.grad for tensor in inputs)]
+
+    return _difference(run(device, torch.float32, 'auto'), run('cpu', torch.float64, 'reference'))
+
+
+def _standardization_difference(device: str) -> float:
+    import torch
+
+    from wsbcn_mmseg.ops import standardize_weight
+    kernel = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    target = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+
+    def run(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        weight = kernel.to(device, dtype, copy=True).requires_grad_()
+        standardized = standardize_weight(weight)
+        (standardized * target.to(device, dtype)).sum().backward()
+        return [standardized.detach(), weight.grad]
+
+    return _difference(run(device, torch.float32), run('cpu', torch.float64))
+
+
+def _difference(tensors: list, expected: list) -> float:
+    """NaN if there is a NaN."""
+    import torch
+    parts = [(a.cpu().double() - b).abs().max() / b.abs().max().clamp(min=1e-3)
+             for a, b in zip(tensors, expected, strict=True)]
+    return torch.stack(parts).max().item()
+
+
+def feature_lines() -> Iterator[Line]:
+    """For each feature, whether it is ready, what is missing, or what is broken."""
+    for name, modules, install in features():
+        missing = [module for module in modules if not _is_installed(module)]
+        broken = {module: error for module in modules if module not in missing and (error := _import_error(module))}
+        if broken:
+            yield Line(name, 'broken: ' + '; '.join(f'{module}: {error}' for module, error in broken.items()), True)
+        elif missing:
+            yield Line(name, f'needs {", ".join(missing)}: {install}')
+        else:
+            yield Line(name, 'ready')
+
+
+def _is_installed(module: str) -> bool:
+    package = module.partition('.')[0]
+    return find_spec(package) is not None and (package == module or find_spec(module) is not None)
+
+
+def _import_error(module: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            import_module(module)
+        except Exception as error:  # of packages of any kind
+            return _first_line(error)
+    return ''
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]
