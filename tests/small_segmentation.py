@@ -34,7 +34,8 @@ train_pipeline = [*load, dict(type='RandomCrop', crop_size=crop_size), dict(type
 dataset = dict(
     type='BaseSegDataset', data_root={root!r}, ann_file='train.txt', metainfo=dict(classes=('ground', 'tree', 'house')),
     data_prefix=dict(img_path='images', seg_map_path='labels'), img_suffix='.png', pipeline=train_pipeline)
-train_dataloader = dict(batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True), dataset=dataset)
+train_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True), dataset=dataset)
 val_dataloader = dict(
     batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(dataset, ann_file='val.txt', pipeline=[*load, dict(type='PackSegInputs')]))

@@ -42,8 +42,8 @@ def test_nothing_is_wrong_with_a_whole_set_up(check, whole):
 
 
 SETTINGS = {
-    'norm': ("model['backbone']['norm_cfg'] = dict(type='BCNN')", "model.backbone.norm_cfg.type='BCNN' is not known; did "
-             'you mean BCN'),
+    'norm': ("model['backbone']['norm_cfg'] = dict(type='BCNN')",
+             "model.backbone.norm_cfg.type='BCNN' is not known; did you mean BCN"),
     'mode': ("model['backbone']['norm_cfg'] = dict(type='BCN', mode='micro')",
              "model.backbone cannot be built: mode must be one of ('micro_batch', 'large_batch'), got 'micro'"),
     'head': ("model['decode_head']['num_classes'] = 5",
@@ -51,21 +51,21 @@ SETTINGS = {
     'auxiliary head': ("model['auxiliary_head'][0]['num_classes'] = 19",
                        'model.auxiliary_head.0 has 19 classes, but BaseSegDataset has 3; set '
                        'model.auxiliary_head.0.num_classes=3'),
-    'argument': ("model['backbone']['depht'] = 18", "model.backbone cannot be built: ResNet.__init__() got an unexpected "
-                 "keyword argument 'depht'"),
+    'argument': ("model['backbone']['depht'] = 18", 'model.backbone cannot be built: ResNet.__init__() got an '
+                 "unexpected keyword argument 'depht'"),
     'package': ("default_scope = 'mmdet3d'", "default_scope='mmdet3d' needs mmdet3d, which is not installed here"),
     'type of another package': ("model['backbone']['type'] = 'mmdet3d.ResNet'",
                                 "model.backbone.type='mmdet3d.ResNet' needs mmdet3d, which is not installed here"),
-    'transform': ("train_pipeline[2]['type'] = 'RandomCropp'", "train_dataloader.dataset.pipeline.2.type='RandomCropp' is "
-                  'not known; did you mean RandomCrop'),
+    'transform': ("train_pipeline[2]['type'] = 'RandomCropp'",
+                  "train_dataloader.dataset.pipeline.2.type='RandomCropp' is not known; did you mean RandomCrop"),
     'transform argument': ("train_pipeline[2]['size'] = 3", 'train_dataloader.dataset.pipeline cannot be built: '),
     'data set': ("dataset['type'] = 'BaseSegDatasett'", "is not known; did you mean BaseSegDataset"),
-    'hook': ("custom_hooks = [dict(type='BCNUpdateRateHok')]", "custom_hooks.0.type='BCNUpdateRateHok' is not known; did "
-             'you mean BCNUpdateRateHook'),
+    'hook': ("custom_hooks = [dict(type='BCNUpdateRateHok')]",
+             "custom_hooks.0.type='BCNUpdateRateHok' is not known; did you mean BCNUpdateRateHook"),
     'hook argument': ("custom_hooks = [dict(type='BCNUpdateRateHook', faktor=2)]",
                       "custom_hooks.0 cannot be built: BCNUpdateRateHook got an unexpected keyword argument 'faktor'"),
-    'optimizer': ("optim_wrapper['optimizer']['type'] = 'SGDD'", "optim_wrapper.optimizer.type='SGDD' is not known; did "
-                  'you mean SGD'),
+    'optimizer': ("optim_wrapper['optimizer']['type'] = 'SGDD'",
+                  "optim_wrapper.optimizer.type='SGDD' is not known; did you mean SGD"),
     'metric': ("val_evaluator = dict(type='IoUMetrik')", "val_evaluator.type='IoUMetrik' is not known; did you mean "
                'IoUMetric'),
     'no optimizer': ('optim_wrapper = None', 'the config has no optim_wrapper'),
@@ -104,8 +104,8 @@ def test_implementations_may_be_chosen(choice, check, whole):
 
 def test_a_folder_that_is_not_writable_is_named(check, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: str(path) != str(tmp_path))  # root may write anywhere
-    assert check(whole) == [f'the work folder {tmp_path / "run"} cannot be used, because {tmp_path} is not writable; set '
-                            '--work-dir']
+    assert check(whole) == [f'the work folder {tmp_path / "run"} cannot be used, because {tmp_path} is not writable; '
+                            'set --work-dir']
 
 
 CONFIGS = {
@@ -128,8 +128,8 @@ CONFIGS = {
 def test_a_config_that_cannot_be_read_is_a_sentence(name, tool, tmp_path):
     content, sentence = CONFIGS[name]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    more = dict(zip(('train.py', 'test.py', 'infer.py'), ([], ['x.pth'], ['x.pth', __file__, '--out', tmp_path])))[tool]
-    code, _ = run(tool, tmp_path / name, *more)
+    more = {'train.py': [], 'test.py': ['x.pth'], 'infer.py': ['x.pth', __file__, '--out', tmp_path]}
+    code, _ = run(tool, tmp_path / name, *more[tool])
     assert sentence in code
     assert name in code
     assert '\n' not in code
@@ -151,8 +151,8 @@ DATA = {
                    'labels/picture2.png has 3 channels; a label map has one, of class numbers'),
     'cut labels': (change_label(lambda label: label[:20]),
                    'labels/picture2.png is 40x20 pixels, its image {root}/images/picture2.png 40x36'),
-    'value above classes': (change_label(lambda label: label + 1), 'labels/picture2.png holds the value 3, but there are 3 '
-                            'classes, 0 to 2, and 255 is ignored'),
+    'value above classes': (change_label(lambda label: label + 1), 'labels/picture2.png holds the value 3, but there '
+                            'are 3 classes, 0 to 2, and 255 is ignored'),
     'values of 16 bits': (change_label(lambda label: label.astype(np.uint16) + 256),
                           'labels/picture2.png holds values up to 258; label maps are read as 8 bits'),
     'blank line': (change_list('picture2\n\npicture3\n'), 'train.txt has a blank line, number 2'),
@@ -211,9 +211,9 @@ def test_class_lists_may_be_files(text, sentences, check, whole, tmp_path):
 def test_lists_of_loaders_and_wrapped_data_sets_are_looked_at(check, whole):
     found = check(whole, "train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[dict(type='RepeatDataset', "
                   "times=2, dataset=dict(dataset, ann_file='a.txt'))])\n"
-                  "val_dataloader = [val_dataloader, dict(val_dataloader, dataset=dict(dataset, data_root='/nowhere'))]")
+                  "val_dataloader = [val_dataloader, dict(val_dataloader, dataset=dict(dataset, data_root='/no'))]")
     assert any('a.txt does not exist' in line for line in found)
-    assert any('data folder /nowhere does not exist' in line for line in found)
+    assert any('data folder /no does not exist' in line for line in found)
 
 
 @pytest.mark.parametrize(('channels', 'more', 'sentence'), [

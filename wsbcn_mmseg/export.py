@@ -257,9 +257,9 @@ def _description(model: nn.Module, form: str, checks: list[Check]) -> dict:
     order = 'as the test pipeline reads them'
     if channels == 3 and ImageReader(model).in_color:
         order = 'RGB' if getattr(preprocessor, '_channel_conversion', False) else 'BGR'
-    constants = {name: getattr(preprocessor, name).expand(channels, 1, 1).flatten().tolist() for name in ('mean', 'std')
-                 } if getattr(preprocessor, '_enable_normalize', False) else dict(mean=[0.] * channels,
-                                                                                  std=[1.] * channels)
+    constants = dict(mean=[0.] * channels, std=[1.] * channels)
+    if getattr(preprocessor, '_enable_normalize', False):
+        constants = {name: getattr(preprocessor, name).expand(channels, 1, 1).flatten().tolist() for name in constants}
     return dict(
         format=form,
         input=dict(name='image', dtype='float32', shape=['N', channels, 'H', 'W'],

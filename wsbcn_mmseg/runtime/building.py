@@ -117,8 +117,8 @@ def unknown_types(config, where: str) -> Iterator[str]:
         kind = config.get('type')
         if isinstance(kind, str) and not _is_known(kind):
             yield f'{where}.type={kind!r} {_advice(kind)}'
-    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, (list, tuple)) else ()
-    for name, inner in items:
+    items = enumerate(config) if isinstance(config, (list, tuple)) else ()
+    for name, inner in config.items() if isinstance(config, dict) else items:
         yield from unknown_types(inner, f'{where}.{name}')
 
 
@@ -136,12 +136,16 @@ def _is_known(kind: str) -> bool:
 def _advice(kind: str) -> str:
     package = kind.partition('.')[0]
     if package != kind and package in _PACKAGES and find_spec(package) is None:
-        return f'needs {package}, which is not installed here; run: pip install {_PACKAGES[package]}'
+        return _install(package)
     names = {name for registry in _SEARCHED for name in _names(registry)}
     near = difflib.get_close_matches(kind, names, 3, .6) or \
         [name for name in names if name.lower() == kind.lower()]
     return f'is not known; did you mean {" or ".join(near)}?' if near else \
         'is not known; is the module that registers it in custom_imports?'
+
+
+def _install(package: str) -> str:
+    return f'needs {package}, which is not installed here; run: pip install {_PACKAGES[package]}'
 
 
 def _names(registry: Registry) -> Iterator[str]:
@@ -156,5 +160,5 @@ def missing_package(cfg: dict) -> str | None:
     """A sentence on the OpenMMLab package that a config's ``default_scope`` names, if it is not installed."""
     scope = cfg.get('default_scope')
     if scope in _PACKAGES and find_spec(scope) is None:
-        return f'default_scope={scope!r} needs {scope}, which is not installed here; run: pip install {_PACKAGES[scope]}'
+        return f'default_scope={scope!r} {_install(scope)}'
     return None

@@ -63,8 +63,8 @@ def check_samples(dataset: Dataset, where: str, labels: Labels, network: nn.Modu
     faults, stop = Faults(), time.monotonic() + seconds
     with faults:
         _check_listed_files(dataset, where, time.monotonic() + seconds / 2)
-    indices = [0, *random.Random(0).sample(range(len(dataset)), min(len(dataset), most))] if not faults.sentences else []
-    for index in dict.fromkeys(indices):
+    chosen = [0, *random.Random(0).sample(range(len(dataset)), min(len(dataset), most))]
+    for index in dict.fromkeys(chosen) if not faults.sentences else ():
         with faults, quietly():
             _check_sample(dataset, index, where, labels, network, training)
         if len(faults.sentences) > 2 or time.monotonic() > stop:

@@ -23,8 +23,8 @@ class PartSettings:
         """What differs from a network's settings, each as the end of a sentence that begins with the file's name."""
         found = []
         if None not in (self.standardized, standardized) and self.standardized != standardized:
-            found.append('was trained with Weight Standardization, which this network does not have' if self.standardized
-                         else 'was trained without Weight Standardization, which this network has')
+            found.append(f'was trained {"with" if self.standardized else "without"} Weight Standardization, which this '
+                         f'network {"does not have" if self.standardized else "has"}')
         if self.groups and groups and not self.groups & groups:
             found.append(f'was trained with {_some(self.groups)} groups per GroupNorm, where this network has '
                          f'{_some(groups)}')
