@@ -209,8 +209,8 @@ def test_class_lists_may_be_files(text, sentences, check, whole, tmp_path):
 
 
 def test_lists_of_loaders_and_wrapped_data_sets_are_looked_at(check, whole):
-    found = check(whole, "train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[dict(type='RepeatDataset', "
-                  "times=2, dataset=dict(dataset, ann_file='a.txt'))])\n"
+    found = check(whole, "repeated = dict(type='RepeatDataset', times=2, dataset=dict(dataset, ann_file='a.txt'))\n"
+                  "train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[repeated])\n"
                   "val_dataloader = [val_dataloader, dict(val_dataloader, dataset=dict(dataset, data_root='/no'))]")
     assert any('a.txt does not exist' in line for line in found)
     assert any('data folder /no does not exist' in line for line in found)

@@ -23,14 +23,14 @@ from wsbcn_mmseg.runtime.command import run_command
 from wsbcn_mmseg.runtime.errors import Faults, UsageError
 from wsbcn_mmseg.runtime.launch import load_config
 from wsbcn_mmseg.runtime.runner import ResumableRunner
-from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_testing
+from wsbcn_mmseg.runtime.start import check_testing, effort_of
 
 
 def set_up(args: argparse.Namespace) -> Config:
     """The config to run, checked."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     faults = Faults()
-    check_testing(cfg, args.checkpoint, faults, ON_REQUEST if args.check else BEFORE_A_RUN)
+    check_testing(cfg, args.checkpoint, faults, effort_of(args.check))
     faults.raise_all()
     cfg.load_from = args.checkpoint
     cfg.model.pop('init_cfg', None)

@@ -45,7 +45,7 @@ from wsbcn_mmseg.runtime.errors import Faults, UsageError
 from wsbcn_mmseg.runtime.launch import load_config
 from wsbcn_mmseg.runtime.resume import resume
 from wsbcn_mmseg.runtime.runner import ResumableRunner
-from wsbcn_mmseg.runtime.start import BEFORE_A_RUN, ON_REQUEST, check_training
+from wsbcn_mmseg.runtime.start import check_training, effort_of
 
 
 def convert(cfg: Config, args: argparse.Namespace) -> None:
@@ -91,7 +91,7 @@ def set_up(args: argparse.Namespace) -> Config:
             faults.add('--amp needs a GPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    remarks = check_training(cfg, faults, ON_REQUEST if args.check else BEFORE_A_RUN)
+    remarks = check_training(cfg, faults, effort_of(args.check))
     faults.raise_all()
     say(args, remarks + (['No faults found'] if args.check else []))
     return cfg

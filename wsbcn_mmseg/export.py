@@ -179,7 +179,9 @@ def write_exported(form: str, network: Logits, path: Path) -> NetworkFunction:
     Raises:
         UsageError: If the network cannot be exported.
     """
-    example = torch.randn(EXAMPLE[0], input_channels(network.segmentor), *EXAMPLE[1:], generator=torch.Generator().manual_seed(0))
+    images, *sides = EXAMPLE
+    example = torch.randn(images, input_channels(network.segmentor), *sides,
+                          generator=torch.Generator().manual_seed(0))
     try:
         with _traceable(), torch.no_grad():
             return FORMATS[form].write(network, example, path)

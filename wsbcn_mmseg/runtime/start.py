@@ -1,4 +1,6 @@
 """All that is looked at before a run starts, in one place: each fault is a sentence, and all are listed together."""
+import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,11 @@ class Effort:
 
 
 BEFORE_A_RUN, ON_REQUEST = Effort(.8, 6, False), Effort(10, 50, True)
+
+
+def effort_of(check: bool) -> Effort:
+    """Of ``--check``, or before a run; ``tools/torchrun.sh`` checks before a run too."""
+    return ON_REQUEST if check and 'LOCAL_WORLD_SIZE' not in os.environ else BEFORE_A_RUN
 
 
 def check_training(cfg: Config, faults: Faults, effort: Effort) -> list[str]:
@@ -141,18 +148,26 @@ def _check_dataset(cfg: Config, where: str, config: dict, network: nn.Module | N
     is_segmentation = hasattr(dataset_type(config), 'get_label_map')
     if effort is None or not (is_segmentation or effort.whole_data):
         return
+    quick = dict(serialize_data=False) if _takes(dataset_type(config), 'serialize_data') else {}
     try:
-        dataset = build(DATASETS, config, where)
+        dataset = build(DATASETS, {**config, **quick}, where)
     except UsageError as error:
         if 'need at least one array to concatenate' in str(error):  # in MMEngine, of an empty list
             raise UsageError(f'{where} has no samples: {_listing(config)} lists none') from error
         raise
+    if not len(dataset):
+        raise UsageError(f'{where} has no samples: {_listing(config)} lists none')
     if not is_segmentation:
         _load_first(dataset, where)
         return
     for sentence in check_samples(dataset, where, _labels(cfg), network, effort.seconds, effort.samples,
                                   where.startswith('train')):
         faults.add(sentence)
+
+
+def _takes(kind: type, argument: str) -> bool:
+    parameters = inspect.signature(kind).parameters.values()
+    return any(parameter.name == argument or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _listing(config: dict) -> Path:
@@ -162,8 +177,6 @@ def _listing(config: dict) -> Path:
 
 
 def _load_first(dataset, where: str) -> None:
-    if not len(dataset):
-        raise UsageError(f'{where} has no samples')
     try:
         with quietly():
             dataset[0]
