@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.runtime.launch import end_processes
 
 pytest_plugins = ['faults_table', 'stack_table']
@@ -86,3 +89,15 @@ def _worker(rank: int, function, world_size: int, port: int, arguments: tuple):
 def run_ranks(function, *arguments, world_size: int = 2) -> None:
     """Run ``function(rank, *arguments)`` in real processes over gloo; a failure in any of them fails the test."""
     torch.multiprocessing.spawn(_worker, (function, world_size, free_port(), arguments), nprocs=world_size)
+
+
+def settle(model: nn.Module, dtype=torch.float64) -> nn.Module:
+    """As after training: no parameter and no estimate at its start."""
+    for module in model.modules():
+        if isinstance(module, (BCN, _BatchNorm)):
+            for tensor in (module.weight, module.bias):
+                nn.init.normal_(tensor, 0.5)
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.3, 3)
+    return model.to(dtype)

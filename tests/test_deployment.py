@@ -12,13 +12,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, settle
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 from PIL import Image
-from test_fold import settle
 
 from wsbcn_mmseg import infer, load_segmentor
 from wsbcn_mmseg.export import FORMATS, Format, Logits, export, onnx_runner

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import settle
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
@@ -19,29 +20,8 @@ from wsbcn_mmseg import fold
 from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d
 from wsbcn_mmseg.runtime import stack
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_thread():
-    """Beside other busy processes, threads that wait for each other take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures('one_thread')
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-
-
-def settle(model: nn.Module, dtype=torch.float64) -> nn.Module:
-    """As after training: no parameter and no estimate at its start."""
-    for module in model.modules():
-        if isinstance(module, (BCN, _BatchNorm)):
-            for tensor in (module.weight, module.bias):
-                nn.init.normal_(tensor, 0.5)
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.3, 3)
-    return model.to(dtype)
 
 
 def first(output):

@@ -24,7 +24,7 @@ def made_up_calls(model: nn.Module, training: bool, sides: tuple[int, ...] = SID
         if project_of(model) is None:
             yield lambda images=images: model(images)
         else:
-            samples = [_labeled(model, images.shape[-2:]).to(images.device) for _ in images]
+            samples = [made_up_sample(model, images.shape[-2:]).to(images.device) for _ in images]
             mode = 'loss' if training else 'tensor'
             yield lambda images=images, samples=samples, mode=mode: model(images, samples, mode=mode)
 
@@ -63,11 +63,12 @@ def _images(model: nn.Module, batch_size: int, sides: tuple[int, ...]) -> Iterat
         yield torch.randn(batch_size, *shape, **like)
 
 
-def _labeled(model: nn.Module, size: tuple[int, int]):
-    """A data sample for an image of ``size``: one object that fills it, or class 0 everywhere."""
+def made_up_sample(model: nn.Module, size: tuple[int, int], labels: Tensor | None = None):
+    """A data sample of OpenMMLab for an image of ``size``: one object that fills it, or for segmentors ``labels`` of
+    shape (1, H, W), class 0 everywhere by default."""
     project, (height, width) = project_of(model), size
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0),
-                num_clips=1)
+                num_clips=1, flip=False, flip_direction=None, img_path='', padding_size=[0] * 4)
     if project == 'mmdet':
         from mmdet.structures import DetDataSample
         from mmdet.structures.mask import BitmapMasks
@@ -84,6 +85,6 @@ def _labeled(model: nn.Module, size: tuple[int, int]):
         return ActionDataSample(metainfo=meta).set_gt_label(0)
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
-    zeros = torch.zeros(1, height, width)
-    return SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=zeros.long()),
-                         gt_edge_map=PixelData(data=zeros.long()), gt_depth_map=PixelData(data=zeros))
+    labels = torch.zeros(1, height, width).long() if labels is None else labels
+    return SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels), gt_edge_map=PixelData(data=labels),
+                         gt_depth_map=PixelData(data=labels.float()))

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.conversion import ConversionError, apply_bcn_ws
+from wsbcn_mmseg.conversion.made_up_inputs import made_up_sample
 from wsbcn_mmseg.conversion.trial_run import describe
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.conv_ws import WeightStandardized
@@ -152,13 +153,9 @@ def _train_and_evaluate(model: nn.Module, batch_size: int) -> None:
 
 def _sample(model: nn.Module) -> tuple[torch.Tensor, SegDataSample]:
     mean, size = getattr(model.data_preprocessor, 'mean', None), tuple(model.data_preprocessor.size)
-    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0), flip=False,
-                flip_direction=None, img_path='', padding_size=[0] * 4)
-    labels = torch.randint(0, 2, (1, *size))
-    sample = SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels), gt_edge_map=PixelData(data=labels),
-                           gt_depth_map=PixelData(data=labels.float()))
     channels = 3 if mean is None else mean.numel()
-    return torch.randint(0, 256, (channels, *size), dtype=torch.uint8), sample
+    image = torch.randint(0, 256, (channels, *size), dtype=torch.uint8)
+    return image, made_up_sample(model, size, torch.randint(0, 2, (1, *size)))
 
 
 def read_table(path: Path) -> list[Result]:
