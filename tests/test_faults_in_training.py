@@ -1,10 +1,9 @@
 """Faults that no check before the start finds: the last line names them, and checkpoints stay whole."""
 import random
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, run_command
+from conftest import run_tool
 from small_segmentation import run, write_config, write_data
 
 from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
@@ -73,18 +72,28 @@ def test_a_damaged_file_of_evaluation_data_is_named(tmp_path):
     assert f'{path} cannot be loaded' in code
 
 
-def test_a_worker_that_is_killed_is_a_sentence(tmp_path):
+def test_a_worker_that_is_killed_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     write_data(tmp_path / 'data', images=IMAGES)
     (tmp_path / 'dying.py').write_text(TRANSFORM.format(name=f'{missed()}.png'))
     more = settings(2) + "custom_imports['imports'].append('dying')\ntrain_pipeline.append(dict(type='Dying'))\n"
     more = more.replace('train_pipeline.append(', 'train_pipeline.insert(0, ')
     config = write_config(tmp_path / 'config.py', tmp_path / 'data', more)
-    result = run_command(sys.executable, ROOT / 'tools' / 'train.py', config, '--work-dir', tmp_path / 'run',
-                         check=False, PYTHONPATH=f'{ROOT}:{tmp_path}')
+    code, printed = run('train.py', config, '--work-dir', tmp_path / 'run')
+    assert code.startswith('train.py: a process that loads data died (Killed), perhaps for want of memory: take fewer')
+    assert 'Traceback' not in printed
+
+
+def test_a_damaged_file_is_named_in_the_last_line_of_two_processes(tmp_path):
+    write_data(tmp_path / 'data', images=IMAGES)
+    path = tmp_path / 'data' / 'labels' / f'{missed()}.png'
+    path.write_bytes(path.read_bytes()[:40])
+    result = run_tool('dist_train.sh', write_config(tmp_path / 'config.py', tmp_path / 'data', settings(1)), 2,
+                      '--work-dir', tmp_path / 'run', check=False)
     assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith(
-        'train.py: a process that loads data died (Killed), perhaps for want of memory: take fewer')
-    assert 'Traceback' not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('train.py: ')
+    assert f'{path} cannot be loaded' in last
 
 
 def test_the_sentence_survives_its_way_from_a_worker():

@@ -1,13 +1,16 @@
 """The main function that several commands in ``tools/`` share; :mod:`wsbcn.arguments` has their arguments."""
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+
+from wsbcn.torchrun import FAULT_FILE
 
 from .checkpoint import safe_loading
 from .errors import UsageError
@@ -50,4 +53,8 @@ def _known_faults() -> Iterator[None]:
 
 def exit_with(error: object) -> None:
     """End the program with ``COMMAND: error`` on standard error, for each line of the error, and exit status 1."""
-    sys.exit('\n'.join(f'{Path(sys.argv[0]).name}: {line}' for line in str(error).splitlines()))
+    text = '\n'.join(f'{Path(sys.argv[0]).name}: {line}' for line in str(error).splitlines())
+    if FAULT_FILE in os.environ:
+        with suppress(FileExistsError), open(os.environ[FAULT_FILE], 'x') as file:  # of the process that fails first
+            file.write(text)
+    sys.exit(text)
