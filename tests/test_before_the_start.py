@@ -62,8 +62,8 @@ SETTINGS = {
     'data set': ("dataset['type'] = 'BaseSegDatasett'", "is not known; did you mean BaseSegDataset"),
     'hook': ("custom_hooks = [dict(type='BCNUpdateRateHok')]",
              "custom_hooks.0.type='BCNUpdateRateHok' is not known; did you mean BCNUpdateRateHook"),
-    'hook argument': ("custom_hooks = [dict(type='BCNUpdateRateHook', faktor=2)]",
-                      "custom_hooks.0 cannot be built: BCNUpdateRateHook got an unexpected keyword argument 'faktor'"),
+    'hook argument': ("custom_hooks = [dict(type='BCNUpdateRateHook', factors=2)]",
+                      "custom_hooks.0 cannot be built: BCNUpdateRateHook got an unexpected keyword argument 'factors'"),
     'optimizer': ("optim_wrapper['optimizer']['type'] = 'SGDD'",
                   "optim_wrapper.optimizer.type='SGDD' is not known; did you mean SGD"),
     'metric': ("val_evaluator = dict(type='IoUMetrik')", "val_evaluator.type='IoUMetrik' is not known; did you mean "
@@ -73,8 +73,8 @@ SETTINGS = {
     'no labels': ("dataset['data_prefix'] = dict(img_path='images', seg_map_path=None)",
                   'train_dataloader.dataset.data_prefix.seg_map_path is not set, but the pipeline loads label maps'),
     'no such list': ("dataset['ann_file'] = 'trian.txt'", 'trian.txt does not exist'),
-    'no such class list': ("dataset['metainfo'] = dict(classes='clases.txt')",
-                           'the class list clases.txt of train_dataloader.dataset does not exist'),
+    'no such class list': ("dataset['metainfo'] = dict(classes='nowhere.txt')",
+                           'the class list nowhere.txt of train_dataloader.dataset does not exist'),
     'class twice': ("dataset['metainfo'] = dict(classes=('tree', 'ground', 'tree'))", "names 'tree' twice"),
 }
 

@@ -167,7 +167,7 @@ def test_installed_package_imports_from_any_folder_and_trains_by_its_own_tools(w
     assert 'train.py: data folder' in result.stderr
     (tmp_path / 'mine.py').write_text(re.search(r'```py\n(.*?)```', PAGE.read_text(), re.S)[1])
     (tmp_path / 'digits.py').write_text("_base_ = 'wsbcn_mmseg::digits/resnet8_bcn_ws_digits.py'")
-    networks = {'mine.py': 'EncoderDecoder with 109 BCN'}
+    networks = {'mine.py': 'EncoderDecoder with 110 BCN'}
     if importlib.util.find_spec('mmpretrain'):
         networks['digits.py'] = 'ImageClassifier with 9 BCN'
     result = subprocess.run([sys.executable, '-c', BUILD, *networks], cwd=tmp_path, capture_output=True, text=True,
