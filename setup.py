@@ -27,6 +27,11 @@ class BuildWithMim(build_py):
                     copy = target / source.relative_to(ROOT)
                     self.mkpath(str(copy.parent))
                     self.copy_file(str(source), str(copy))
+        for config in sorted((ROOT / 'configs').glob('*.py')):  # MMEngine wants package::folder/file
+            folder = target / 'configs' / config.stem.rpartition('_')[2]
+            self.mkpath(str(folder))
+            (folder / config.name).write_text(f"_base_ = '../{config.name}'\n")
+        (target / 'model-index.yml').write_text('Import: []\n')  # MMEngine looks for it
 
 
 setup(

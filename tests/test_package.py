@@ -1,10 +1,13 @@
 """Installing and importing."""
 import importlib.metadata
+import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +140,20 @@ def test_wheel_carries_configs_and_tools(wheel, root):
     assert 'wsbcn_mmseg/.mim/tools/dist_train.sh' in names and not any(name.startswith('tests') for name in names)
 
 
+PAGE = Path(__file__).resolve().parent.parent / 'docs' / 'use_in_your_project.md'
+BUILD = """
+import wsbcn_mmseg  # before the config is read
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+import sys
+for name in sys.argv[1:]:
+    cfg = Config.fromfile(name)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    print(type(model).__name__, 'with', sum(isinstance(layer, wsbcn_mmseg.BCN) for layer in model.modules()), 'BCN')
+"""
+
+
 def test_installed_package_imports_from_any_folder_and_trains_by_its_own_tools(wheel, tmp_path):
     subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', str(tmp_path / 'site'),
                     str(wheel)], check=True, capture_output=True)
@@ -153,6 +170,14 @@ def test_installed_package_imports_from_any_folder_and_trains_by_its_own_tools(w
     result = subprocess.run([str(tmp_path / 'site' / 'bin' / 'wsbcn'), 'train', 'deeplabv3_r101_bcn_ws_voc'],
                             cwd=tmp_path, text=True, capture_output=True, env={'PYTHONPATH': str(tmp_path / 'site')})
     assert 'wsbcn train: data folder' in result.stderr
+    (tmp_path / 'mine.py').write_text(re.search(r'```py\n(.*?)```', PAGE.read_text(), re.S)[1])
+    (tmp_path / 'digits.py').write_text("_base_ = 'wsbcn_mmseg::digits/resnet8_bcn_ws_digits.py'")
+    networks = {'mine.py': 'EncoderDecoder with 110 BCN'}
+    if importlib.util.find_spec('mmpretrain'):
+        networks['digits.py'] = 'ImageClassifier with 9 BCN'
+    result = subprocess.run([sys.executable, '-c', BUILD, *networks], cwd=tmp_path, capture_output=True, text=True,
+                            check=True, env={'PYTHONPATH': str(tmp_path / 'site')})
+    assert re.findall(r'\w+ with \d+ BCN', result.stdout) == [*networks.values()]
 
 
 def test_extras_offer_both_stacks_and_force_neither():

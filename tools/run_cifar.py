@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 if __name__ == '__main__':
     ARGS = parse_args()  # before the imports below, which take seconds
 
-from wsbcn_mmseg.experiments.command import finish
+from wsbcn_mmseg.experiments.command import finish, require_packages
 from wsbcn_mmseg.experiments.comparison import Comparison, Training
 from wsbcn_mmseg.experiments.method import methods, options
 
@@ -42,6 +42,7 @@ def data_settings(root: Path) -> dict:
 
 
 def main(args: argparse.Namespace) -> None:
+    require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision')
     os.environ['CIFAR_ROOT'] = str(args.cifar_root.resolve())
     data = data_settings(args.cifar_root)
     trainings = [

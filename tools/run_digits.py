@@ -21,12 +21,14 @@ def parse_args() -> argparse.Namespace:
 if __name__ == '__main__':
     ARGS = parse_args()  # before the imports below, which take seconds
 
-from wsbcn_mmseg.experiments.command import finish
+from wsbcn_mmseg.experiments.command import finish, require_packages
 from wsbcn_mmseg.experiments.comparison import Comparison, Training
 from wsbcn_mmseg.experiments.method import methods, options
 
 
 def main(args: argparse.Namespace) -> None:
+    require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision',
+                     sklearn='pip install scikit-learn')
     quick = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1') if args.quick else ()
     rows = methods(min_channels_per_group=4)
     trainings = [

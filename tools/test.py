@@ -18,20 +18,20 @@ if __name__ == '__main__':
     ARGS = parse_args()  # before the imports below, which take seconds
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
-from wsbcn_mmseg.runtime.checks import check_checkpoint, check_data, check_gpus, num_classes
 from wsbcn_mmseg.runtime.command import run_command
-from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.errors import Faults, UsageError
 from wsbcn_mmseg.runtime.launch import load_config
+from wsbcn_mmseg.runtime.runner import ResumableRunner
+from wsbcn_mmseg.runtime.start import check_testing, effort_of
 
 
 def set_up(args: argparse.Namespace) -> Config:
     """The config to run, checked."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    check_gpus()
-    check_data(cfg, ('test', ))
-    check_checkpoint(args.checkpoint, num_classes(cfg))
+    faults = Faults()
+    check_testing(cfg, args.checkpoint, faults, effort_of(args.check))
+    faults.raise_all()
     cfg.load_from = args.checkpoint
     cfg.model.pop('init_cfg', None)
     cfg.model.get('backbone', {}).pop('init_cfg', None)  # the checkpoint contains all weights
@@ -53,7 +53,7 @@ def set_up(args: argparse.Namespace) -> Config:
 
 
 def test(cfg: Config) -> None:
-    Runner.from_cfg(cfg).test()
+    ResumableRunner.from_cfg(cfg).test()
 
 
 if __name__ == '__main__':

@@ -17,4 +17,4 @@ else
     RENDEZVOUS=(--nnodes="$NNODES" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}"
                 --master_port="${PORT:-29500}")
 fi
-exec python -m torch.distributed.run "${RENDEZVOUS[@]}" --nproc_per_node="$GPUS" "$TOOLS/$SCRIPT" "$@" --launcher pytorch
+exec python -m wsbcn.torchrun "${RENDEZVOUS[@]}" --nproc_per_node="$GPUS" "$TOOLS/$SCRIPT" "$@" --launcher pytorch

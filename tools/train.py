@@ -39,12 +39,13 @@ from mmengine.config import Config
 
 from wsbcn_mmseg import apply_bcn_ws
 from wsbcn_mmseg.conversion import ConversionError
-from wsbcn_mmseg.runtime.checks import check_batch, check_checkpoint, check_data, check_gpus, num_classes
+from wsbcn_mmseg.runtime.checks import check_batch
 from wsbcn_mmseg.runtime.command import run_command
-from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.errors import Faults, UsageError
 from wsbcn_mmseg.runtime.launch import load_config
 from wsbcn_mmseg.runtime.resume import resume
 from wsbcn_mmseg.runtime.runner import ResumableRunner
+from wsbcn_mmseg.runtime.start import check_training, effort_of
 
 
 def convert(cfg: Config, args: argparse.Namespace) -> None:
@@ -68,7 +69,7 @@ def convert(cfg: Config, args: argparse.Namespace) -> None:
 def say(args: argparse.Namespace, lines: list[str], warned: list[str] = ()) -> None:
     """Print lines in one process only, and not in the check of dist_train.sh, which the run follows."""
     checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ
-    if int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
+    if lines and int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
         print('\n'.join(lines), flush=True)
         if warned:
             print('\n'.join(warned), file=sys.stderr)
@@ -78,30 +79,22 @@ def set_up(args: argparse.Namespace) -> Config:
     """The config to run, checked."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     convert(cfg, args)
-    check_gpus()
-    check_batch(cfg, args.cfg_options)
-    check_data(cfg, ('train', 'val'))
+    faults = Faults()
+    with faults:
+        check_batch(cfg, args.cfg_options)
     cfg.resume = False
     if args.resume or args.auto_resume:
-        say(args, resume(cfg, start_if_none=args.auto_resume))
-    if not cfg.resume:  # or all weights come from the checkpoint
-        check_initial_weights(cfg)
+        with faults:
+            say(args, resume(cfg, start_if_none=args.auto_resume))
     if args.amp:
         if not torch.cuda.is_available():
-            raise UsageError('--amp needs a GPU')
+            faults.add('--amp needs a GPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    remarks = check_training(cfg, faults, effort_of(args.check))
+    faults.raise_all()
+    say(args, remarks + (['No faults found'] if args.check else []))
     return cfg
-
-
-def check_initial_weights(cfg: Config) -> None:
-    """The files that a training starts from must be there and readable."""
-    checkpoint = cfg.get('load_from') or cfg.model.get('conversion', {}).get('checkpoint')
-    if checkpoint:
-        check_checkpoint(checkpoint, num_classes(cfg))
-    init_cfg = cfg.model.get('backbone', {}).get('init_cfg')
-    if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:
-        check_checkpoint(init_cfg['checkpoint'])
 
 
 def train(cfg: Config) -> None:

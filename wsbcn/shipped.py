@@ -14,7 +14,12 @@ def config_names() -> list[str]:
     """Names of the configs that can be run: their paths below ``configs``, without ``.py``."""
     configs = home() / 'configs'
     names = (path.relative_to(configs).with_suffix('') for path in configs.rglob('*.py'))
-    return sorted(name.as_posix() for name in names if '_base_' not in name.parts)
+    return sorted(name.as_posix() for name in names if '_base_' not in name.parts and not _is_alias(configs, name))
+
+
+def _is_alias(configs: Path, name: Path) -> bool:
+    """Whether a config is the second name, as MMEngine's ``_base_`` wants it, of one in the folder itself."""
+    return len(name.parts) > 1 and (configs / f'{name.name}.py').is_file()
 
 
 def find_config(text: str) -> Path:

@@ -20,8 +20,9 @@ from torch.export import Dim
 
 import wsbcn_mmseg
 from wsbcn_mmseg.conversion import fold
-from wsbcn_mmseg.inference import preprocess_steps, read_image
+from wsbcn_mmseg.inference import ImageReader, loading_step, preprocess_steps
 from wsbcn_mmseg.runtime.errors import UsageError, first_line
+from wsbcn_mmseg.runtime.samples import input_channels
 
 RANDOM_SIZES = ((1, 96, 128), (2, 161, 97), (1, 129, 193))  # images, height, width
 EXAMPLE = (2, 129, 97)  # shape of the traced input; with one image, exporters would treat the batch size as a constant
@@ -29,7 +30,7 @@ TOLERANCE = 1e-3  # of the largest logit
 
 
 class Logits(nn.Module):
-    """The exported network: from normalized images, shape (N, 3, H, W), to logits, shape (N, classes, H, W)."""
+    """The exported network: from normalized images, shape (N, C, H, W), to logits, shape (N, classes, H, W)."""
 
     def __init__(self, segmentor: nn.Module):
         super().__init__()
@@ -37,6 +38,18 @@ class Logits(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.segmentor.encode_decode(image, [dict(img_shape=image.shape[2:])])
+
+    def labels(self, logits: Tensor) -> Tensor:
+        """The class of each pixel, as the segmentor decides; shape (N, H, W)."""
+        if logits.shape[1] > 1:
+            return logits.argmax(1)
+        return (logits[:, 0].sigmoid() > _threshold(self.segmentor)).long()
+
+
+def _threshold(segmentor: nn.Module) -> float:
+    """Above which the probability of a binary head means class 1."""
+    head = segmentor.decode_head
+    return (head[-1] if isinstance(head, nn.ModuleList) else head).threshold
 
 
 # Formats: each writes a file, reads it back, and returns it as a function
@@ -166,7 +179,9 @@ def write_exported(form: str, network: Logits, path: Path) -> NetworkFunction:
     Raises:
         UsageError: If the network cannot be exported.
     """
-    example = torch.randn(EXAMPLE[0], 3, *EXAMPLE[1:], generator=torch.Generator().manual_seed(0))
+    images, *sides = EXAMPLE
+    example = torch.randn(images, input_channels(network.segmentor), *sides,
+                          generator=torch.Generator().manual_seed(0))
     try:
         with _traceable(), torch.no_grad():
             return FORMATS[form].write(network, example, path)
@@ -194,18 +209,18 @@ def _random_images(model: nn.Module) -> Iterator[Tensor]:
     divisor = _padding(model).get('size_divisor') or 1
     for number, *sides in RANDOM_SIZES:
         sides = [-(-side // divisor) * divisor for side in sides]
-        yield torch.randn(number, 3, *sides, generator=torch.Generator().manual_seed(0))
+        yield torch.randn(number, input_channels(model), *sides, generator=torch.Generator().manual_seed(0))
 
 
 def _prepared(model: nn.Module, images: Iterable[str | Path]) -> Iterator[Tensor]:
     """The network's inputs of image files, as in testing."""
-    pipeline = Compose(preprocess_steps(model.cfg))
+    read, pipeline = ImageReader(model), Compose(preprocess_steps(model.cfg))
     for path in images:
         try:
-            image = read_image(path)
+            picture = read(path)
         except ValueError as error:
             raise UsageError(f'{path} {error}') from error
-        data = pipeline(dict(img=np.ascontiguousarray(image[..., ::-1])))
+        data = pipeline(dict(img=picture.pixels))
         yield model.data_preprocessor({key: [value] for key, value in data.items()})['inputs']
 
 
@@ -226,7 +241,7 @@ def _compare(kind: str, original: Logits, run: NetworkFunction, images: Iterable
         count += len(image)
         difference = max(difference, largest) if largest == largest else largest
         relative = max(relative, largest / float(expected.abs().max())) if largest == largest else largest
-        pixels.append(float((actual.argmax(1) != expected.argmax(1)).float().mean()))
+        pixels.append(float((original.labels(actual) != original.labels(expected)).float().mean()))
     if not pixels:
         raise UsageError(f'there are no {kind} images to compare on')
     return Check(kind, count, difference, relative, float(np.mean(pixels)))
@@ -240,21 +255,25 @@ def _padding(model: nn.Module) -> dict:
 
 def _description(model: nn.Module, form: str, checks: list[Check]) -> dict:
     """The description of the exported network's input and output, for ``out.json``."""
-    preprocessor, head = model.data_preprocessor, model.decode_head
-    swapped = getattr(preprocessor, '_channel_conversion', False)
-    constants = {name: getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')} \
-        if getattr(preprocessor, '_enable_normalize', False) else dict(mean=[0.] * 3, std=[1.] * 3)
+    preprocessor, channels = model.data_preprocessor, input_channels(model)
+    order = 'as the test pipeline reads them'
+    if channels == 3 and ImageReader(model).in_color:
+        order = 'RGB' if getattr(preprocessor, '_channel_conversion', False) else 'BGR'
+    constants = dict(mean=[0.] * channels, std=[1.] * channels)
+    if getattr(preprocessor, '_enable_normalize', False):
+        constants = {name: getattr(preprocessor, name).expand(channels, 1, 1).flatten().tolist() for name in constants}
     return dict(
         format=form,
-        input=dict(name='image', dtype='float32', shape=['N', 3, 'H', 'W'],
-                   channel_order='RGB' if swapped else 'BGR',
+        input=dict(name='image', dtype='float32', shape=['N', channels, 'H', 'W'],
+                   channel_order=order,
                    normalization='(pixel - mean) / std, of pixels from 0 to 255', **constants,
                    padding=dict(_padding(model), value=preprocessor.pad_val,
                                 where='right and bottom, after normalization; cut off the output again'),
+                   loading=dict(loading_step(model.cfg)),
                    test_pipeline=[dict(step) for step in preprocess_steps(model.cfg)][1:]),
         output=dict(name='logits', dtype='float32', shape=['N', model.out_channels, 'H', 'W'],
-                    labels='argmax over axis 1' if model.out_channels > 1 else f'sigmoid above {head.threshold}',
-                    align_corners=head.align_corners),
+                    labels='argmax over axis 1' if model.out_channels > 1 else f'sigmoid above {_threshold(model)}',
+                    align_corners=model.align_corners),
         classes=model.dataset_meta['classes'],
         palette=model.dataset_meta['palette'],
         test_cfg=dict(model.test_cfg or {}),

@@ -5,8 +5,9 @@ from functools import partial
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from mmengine.runner import load_checkpoint
 from torch import nn
+
+from wsbcn_mmseg.runtime.fit import load_file
 
 from .convert import Conversion
 
@@ -20,7 +21,8 @@ def build_converted_model(conversion: dict, **model) -> nn.Module:
         conversion: ``type`` of the model, and ``norm``, ``ws``, ``include``, ``exclude`` as for
             :func:`wsbcn_mmseg.convert_model`. Convolutions that are ConvWS by their config though no norm follows
             them become plain ones. With ``preserve=True``, ``init_weights()`` initializes the unconverted model as its
-            config says, loads ``checkpoint`` into it if there is one, and takes over what converting it gives.
+            config says, loads ``checkpoint`` into it if there is one, and takes over what converting it gives. Heads of
+            another number of classes start anew.
         model: All else that the model's own config says.
 
     Returns:
@@ -43,6 +45,7 @@ def _init_preserving(model: nn.Module, unconverted: dict, settings: dict, checkp
     ordinary = MODELS.build(copy.deepcopy(unconverted))
     ordinary.init_weights()
     if checkpoint:
-        load_checkpoint(ordinary, checkpoint, 'cpu', strict=True)
+        for remark in load_file(ordinary, checkpoint).require_most():
+            print_log(remark, logger='current')
     Conversion(ordinary, **settings).run(None)
     model.load_state_dict(ordinary.state_dict())

@@ -50,11 +50,13 @@ def _images(model: nn.Module, batch_size: int, sides: tuple[int, ...]) -> Iterat
     preprocessor = getattr(model, 'data_preprocessor', None)
     mean, crop_size = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'size', None)
     likely = (channels, 3) if project is None else (3, channels)
+    if mean is not None:
+        likely = (mean.numel(), *likely) if mean.numel() > 1 else (channels, 3)  # one mean goes with any channels
     dimensions = first.weight.dim() - 2 if isinstance(first, _ConvNd) else 2
     sizes = [(side, side) for side in sides]
     if crop_size is not None:  # some transformers accept no other size
         sizes.insert(1, tuple(crop_size))
-    for size, channels in itertools.product(sizes, dict.fromkeys(likely) if mean is None else [mean.numel()]):
+    for size, channels in itertools.product(sizes, dict.fromkeys(likely)):
         shape = [channels, *[CLIP] * (dimensions == 3), *size[:dimensions]]
         if project == 'mmaction':
             shape = [1 if dimensions == 3 else CLIP, *shape]

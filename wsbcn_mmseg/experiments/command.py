@@ -1,7 +1,21 @@
 """Error handling of the commands that compare trainings."""
+import importlib.util
+
 from wsbcn_mmseg.runtime.command import exit_with
 
 from .comparison import Comparison, TrainingsFailed, check_all_succeeded
+
+
+def require_packages(**advice: str) -> None:
+    """End the program with a sentence if a package that the trainings import is not installed.
+
+    Args:
+        advice: What to run for each package, by its import name, such as ``sklearn='pip install scikit-learn'``.
+    """
+    missing = [name for name in advice if importlib.util.find_spec(name) is None]
+    if missing:
+        exit_with(f'this comparison needs {", ".join(missing)}, not installed here; run: '
+                  f'{" && ".join(dict.fromkeys(advice[name] for name in missing))}')
 
 
 def finish(comparison: Comparison) -> None:

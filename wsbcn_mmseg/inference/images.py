@@ -13,6 +13,8 @@ IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 SUFFIXES = {'.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.mpo', '.pbm', '.pgm', '.png', '.pnm',
             '.ppm', '.tif', '.tiff', '.webp'}  # what is taken from folders
 
+ARRAYS = {'.npy', '.npz'}  # taken from folders without images
+
 
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as RGB, uint8 of shape (H, W, 3).
@@ -63,8 +65,9 @@ def find_images(patterns: Iterable[str | Path]) -> list[Path]:
     found = []
     for pattern in map(str, patterns):
         if Path(pattern).is_dir():
-            files = sorted(path for path in Path(pattern).rglob('*') if path.suffix.lower() in SUFFIXES
-                           and path.is_file())
+            inside = sorted(path for path in Path(pattern).rglob('*') if path.is_file())
+            files = [path for path in inside if path.suffix.lower() in SUFFIXES] or \
+                [path for path in inside if path.suffix.lower() in ARRAYS]
         elif not Path(pattern).exists() and glob.has_magic(pattern):
             files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
         else:

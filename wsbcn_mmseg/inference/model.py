@@ -10,9 +10,10 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from wsbcn_mmseg.datasets.voc_aug import voc_palette
-from wsbcn_mmseg.runtime.checkpoint import load_weights, read_checkpoint, read_weights
-from wsbcn_mmseg.runtime.checks import check_checkpoint, num_classes
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
+from wsbcn_mmseg.runtime.checks import num_classes
 from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.fit import load_file
 from wsbcn_mmseg.runtime.launch import load_config
 
 from .pipeline import test_set
@@ -43,7 +44,6 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
         raise UsageError(f'{config} describes no model')
     if '://' in str(checkpoint):
         raise UsageError(f'{checkpoint} is not on this machine; download it first')
-    check_checkpoint(str(checkpoint), num_classes(cfg))
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     description = copy.deepcopy(cfg.model)
     for part in (description, description.get('backbone') or {}):
@@ -52,10 +52,9 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
         model = MODELS.build(description)
     except KeyError as error:  # a type that is not registered
         raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
-    try:
-        load_weights(model, read_weights(checkpoint), checkpoint)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    load_file(model, checkpoint).require_all()
+    if isinstance(model.decode_head, nn.ModuleList):  # MMSegmentation asks the cascade, not its last head
+        model.decode_head.threshold = model.decode_head[-1].threshold
     model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint)
     model.to(_device(device))
     model.eval()
@@ -81,9 +80,10 @@ def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
     meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
     known |= {key: value for key, value in (meta if isinstance(meta, dict) else {}).items() if value}
     count = max(num_classes(cfg) or 2, 2)
-    if len(known.get('classes') or range(count)) != count:
-        raise UsageError(f"the model has {count} classes, but {checkpoint} or the config names "
-                         f"{len(known['classes'])}")
-    classes = known.get('classes') or [str(index) for index in range(count)]
-    palette = known.get('palette') or np.reshape(voc_palette(), (-1, 3))[:len(classes)].tolist()
-    return dict(classes=list(classes), palette=[list(map(int, color)) for color in palette])
+    classes, palette = list(known.get('classes') or map(str, range(count))), list(known.get('palette') or [])
+    if count == 2 and len(classes) == 1:  # a threshold decides between this class and none
+        classes, palette = ['background', *classes], [[0, 0, 0], *palette] if palette else []
+    if len(classes) != count:
+        raise UsageError(f'the model has {count} classes, but {checkpoint} or the config names {len(classes)}')
+    palette = palette if len(palette) >= count else np.reshape(voc_palette(), (-1, 3))[:count].tolist()
+    return dict(classes=classes, palette=[list(map(int, color)) for color in palette])

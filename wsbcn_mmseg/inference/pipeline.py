@@ -1,10 +1,24 @@
 """The test pipeline and test set of a config, for images that have no labels."""
 import copy
+import re
 from pathlib import Path
 
 from mmengine.config import Config
 
 from wsbcn_mmseg.runtime.errors import UsageError
+
+
+def loading_step(cfg: Config, tta: bool = False) -> dict:
+    """The step of the config's test pipeline that reads an image file.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    pipeline = _pipeline(cfg, tta)
+    first = pipeline[0] if pipeline else {}
+    if not re.match(r'(\w+\.)?Load\w*Image', str(first.get('type'))):
+        raise UsageError('the config has no test pipeline that begins with LoadImageFromFile')
+    return copy.deepcopy(first)
 
 
 def preprocess_steps(cfg: Config, tta: bool = False) -> list[dict]:
@@ -13,14 +27,15 @@ def preprocess_steps(cfg: Config, tta: bool = False) -> list[dict]:
     Raises:
         UsageError: If the config has none.
     """
-    pipeline = cfg.get('tta_pipeline') if tta else test_set(cfg).get('pipeline') or cfg.get('test_pipeline')
-    if not pipeline or pipeline[0]['type'] != 'LoadImageFromFile':
-        raise UsageError('the config has no test pipeline that begins with LoadImageFromFile')
-    first, *steps = copy.deepcopy(list(pipeline))
+    first, steps = loading_step(cfg, tta), copy.deepcopy(list(_pipeline(cfg, tta)[1:]))
     for step in steps:
         if 'transforms' in step:
             step.transforms = [kept for branch in step.transforms if (kept := _without_labels(branch))]
     return [dict(type='LoadImageFromNDArray', to_float32=first.get('to_float32', False)), *_without_labels(steps)]
+
+
+def _pipeline(cfg: Config, tta: bool) -> list[dict]:
+    return (cfg.get('tta_pipeline') if tta else test_set(cfg).get('pipeline') or cfg.get('test_pipeline')) or []
 
 
 def test_set(cfg: Config) -> dict:

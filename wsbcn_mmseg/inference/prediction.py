@@ -14,9 +14,10 @@ from torch import nn
 
 from wsbcn_mmseg.runtime.errors import UsageError, first_line
 
-from .images import find_images, read_image
+from .images import find_images
 from .output import KINDS, unique_names, write_prediction
 from .pipeline import preprocess_steps
+from .reader import ImageReader
 
 INFERENCE_MODES = ('whole', 'slide')
 
@@ -45,7 +46,8 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
 
     Args:
         model: From :func:`load_segmentor`; a folded one (:func:`wsbcn_mmseg.fold`) works too.
-        images: Files, folders, globs, and arrays in RGB, uint8 of shape (H, W, 3); one or a sequence.
+        images: Files, folders, globs, and arrays in RGB, uint8 of shape (H, W, 3); one or a sequence. Files and arrays
+            of other channels are taken where the config's test pipeline reads such; arrays then are what it reads.
         out: Folder for ``labels/NAME.png`` (palette of VOC), ``masks/NAME.png`` (colors, with a legend) and
             ``overlays/NAME.png``; None writes nothing and returns the labels. Defaults to None.
         tta: Average over several scales and mirroring by the config's ``tta_pipeline``. Defaults to False.
@@ -82,7 +84,7 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
 
     with _InferenceMode(model, mode), Progress(disable=not progress) as bar:
         task = bar.add_task('Segmenting', total=len(sources))
-        for group in _groups(sources, predictions, pipeline, batch):
+        for group in _groups(sources, predictions, ImageReader(model, tta), pipeline, batch):
             for index, image, labels in _predict(network, group, predictions):
                 prediction = predictions[index]
                 if out is None:
@@ -129,34 +131,29 @@ class _InferenceMode:
 _Item = tuple[int, np.ndarray, dict]  # which image, its pixels, what the pipeline made of it
 
 
-def _groups(sources: list, predictions: list[Prediction], pipeline: Compose, batch: int) -> Iterator[list[_Item]]:
+def _groups(sources: list, predictions: list[Prediction], read: ImageReader, pipeline: Compose, batch: int
+            ) -> Iterator[list[_Item]]:
     """Groups of up to ``batch`` images of equal size; at most 4 * ``batch`` images are kept in memory."""
     waiting: dict[tuple, list[_Item]] = {}
     for index, source in enumerate(sources):
         try:
-            image = _checked(source) if isinstance(source, np.ndarray) else read_image(source)
+            picture = read(source)
         except ValueError as error:
             predictions[index].problem = f'{predictions[index].source} {error}'
             continue
         try:
-            data = pipeline(dict(img=np.ascontiguousarray(image[..., ::-1])))  # OpenMMLab reads files as BGR
+            data = pipeline(dict(img=picture.pixels))
         except Exception as error:  # transforms raise nearly anything on sizes that they were not made for
             predictions[index].problem = _failure(predictions[index], error)
             continue
         inputs = data['inputs'] if isinstance(data['inputs'], list) else [data['inputs']]
-        shapes = image.shape, *(tuple(part.shape) for part in inputs)
-        waiting.setdefault(shapes, []).append((index, image, data))
+        shapes = picture.shown.shape, *(tuple(part.shape) for part in inputs)
+        waiting.setdefault(shapes, []).append((index, picture.shown, data))
         if len(waiting[shapes]) == batch:
             yield waiting.pop(shapes)
         elif sum(map(len, waiting.values())) >= 4 * batch:
             yield waiting.pop(next(iter(waiting)))
     yield from waiting.values()
-
-
-def _checked(image: np.ndarray) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f'is not uint8 of shape (H, W, 3) but {image.dtype} of shape {image.shape}')
-    return image
 
 
 def _predict(network: nn.Module, group: list[_Item], predictions: list[Prediction]) -> Iterator:

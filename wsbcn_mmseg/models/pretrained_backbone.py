@@ -6,7 +6,9 @@ from mmengine.logging import print_log
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
-from wsbcn_mmseg.runtime.checkpoint import load_weights, read_weights
+from wsbcn_mmseg.runtime.checkpoint import read_checkpoint, weights_in
+from wsbcn_mmseg.runtime.fit import Fit, load_and_compare
+from wsbcn_mmseg.runtime.saved_config import saved_settings
 
 # Layers after the backbone, in classifiers whose backbone has no prefix
 _CLASSIFIER = ('fc.', 'head.', 'classifier.')
@@ -26,7 +28,8 @@ class PretrainedBackbone:
             ``{norm}`` in a replacement stands for the name of norms in the file (``bn``, ``gn``, ``bcn``).
 
     Raises:
-        ValueError: If a tensor of the backbone is missing in the file or has another shape, or the file has others.
+        ValueError: If a tensor of the backbone is missing in the file or has another shape, the file has others, or,
+            by the config in it, it was trained with Weight Standardization and the backbone has none, or the reverse.
 
     Examples:
         >>> init_cfg = dict(type='PretrainedBackbone', checkpoint='resnet101_bcn_ws_in1k.pth')
@@ -36,16 +39,22 @@ class PretrainedBackbone:
         self.checkpoint, self.rename = checkpoint, tuple(rename)
 
     def __call__(self, module: nn.Module) -> None:
-        weights = read_weights(self.checkpoint)
+        fit = self.compare(module)
+        fit.require_all()
+        for child in module.modules():
+            child.is_init = True  # or MMEngine would initialize ConvModules anew, after this
+        print_log(f'Backbone: loaded {len(fit.shapes)} tensors from {self.checkpoint}', logger='current')
+
+    def compare(self, module: nn.Module) -> Fit:
+        """Load what fits, and say what does not."""
+        checkpoint = read_checkpoint(self.checkpoint)
+        weights = weights_in(checkpoint, self.checkpoint)
         if any(name.startswith('backbone.') for name in weights):
             weights = {name.removeprefix('backbone.'): value for name, value in weights.items()
                        if name.startswith('backbone.')}
         weights = {name: value for name, value in weights.items() if not name.startswith(_CLASSIFIER)}
         weights = self._renamed(weights)
-        load_weights(module, weights, self.checkpoint)
-        for child in module.modules():
-            child.is_init = True  # or MMEngine would initialize ConvModules anew, after this
-        print_log(f'Backbone: loaded {len(weights)} tensors from {self.checkpoint}', logger='current')
+        return load_and_compare(module, weights, self.checkpoint, saved_settings(checkpoint), 'backbone')
 
     def _renamed(self, weights: dict) -> dict:
         norm = next((match[1] for name in weights if (match := re.match(r'([a-z]+)1\.', name)) and match[1] != 'conv'),

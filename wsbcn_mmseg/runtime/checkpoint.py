@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
-from torch import nn
 
 from .checkpoint_file import check_file, download, foreign_code, is_url
-from .errors import CheckpointError, MissingCheckpointError, count_tensors, first_line
+from .errors import CheckpointError, MissingCheckpointError, first_line
 
 
 def _history_method(owner, name: str):
@@ -105,35 +104,17 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError, ValueError: As :func:`read_checkpoint`.
     """
-    checkpoint = read_checkpoint(path)
+    return weights_in(read_checkpoint(path), path)
+
+
+def weights_in(checkpoint: dict, path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint that was read from a path; otherwise as :func:`read_weights`."""
     state_dict = checkpoint.get('state_dict', checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in state_dict.items()
                if isinstance(name, str) and isinstance(value, torch.Tensor)} if isinstance(state_dict, dict) else {}
     if not weights:
         raise CheckpointError(f'{path} holds no weights')
     return weights
-
-
-def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load weights that must fill a module exactly; only ``num_batches_tracked`` of BatchNorm may be missing.
-
-    Args:
-        module: The module to load into.
-        weights: A state dict.
-        source: The file, for the message.
-
-    Raises:
-        ValueError: If tensors are missing, unexpected or of other shapes.
-    """
-    mismatch = f'{source} was trained with another network or normalization'
-    try:
-        problems = module.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # shapes differ; the details begin in the second line
-        raise ValueError(f'{mismatch}: {str(error).splitlines()[1].strip()}') from error
-    missing = [name for name in problems.missing_keys if not name.endswith('num_batches_tracked')]
-    if missing or problems.unexpected_keys:
-        raise ValueError(f'{mismatch}: {count_tensors(missing)} missing, '
-                         f'{count_tensors(problems.unexpected_keys)} unexpected')
 
 
 @contextmanager

@@ -1,14 +1,16 @@
-"""Checks of data, checkpoint, batch and GPUs before a run; each problem is a UsageError."""
+"""Checks of settings, GPUs, batch and data folders before a run; each problem is a UsageError."""
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, init_default_scope
 
-from .checkpoint import read_weights
-from .errors import UsageError
+from .building import missing_package
+from .errors import Faults, UsageError
 
 _WHERE = {
     'PascalVOCDataset': 'set VOC_ROOT to your VOCdevkit/VOC2012, or make a small synthetic one with '
@@ -20,6 +22,40 @@ _WHERE = {
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),
                     'set CIFAR_ROOT to the folder that holds cifar-10-batches-py/ and cifar-100-python/')
 }
+
+
+IMPLEMENTATIONS = ('auto', 'reference', 'fused', 'triton')  # as WSBCN_IMPL names them
+
+
+def check_environment() -> None:
+    """``WSBCN_IMPL`` must name an implementation."""
+    implementation = os.environ.get('WSBCN_IMPL') or 'auto'
+    if implementation not in IMPLEMENTATIONS:
+        raise UsageError(f'WSBCN_IMPL must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+
+
+def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:
+    """The config must have all of ``needed``, and its OpenMMLab package must be installed."""
+    faults = Faults()
+    missing = [name for name in needed if not cfg.get(name)]
+    if missing:
+        faults.add(f'the config has no {", no ".join(missing)}')
+    for name in needed:
+        if cfg.get(name) and not isinstance(cfg[name], (dict, list, tuple)):
+            faults.add(f'{name} of the config is {cfg[name]!r}, not a dict')
+    if package := missing_package(cfg):
+        faults.add(package)
+    faults.raise_all()
+
+
+def check_work_dir(path: str | Path) -> None:
+    """It must be possible to write into the work folder, or to create it."""
+    path = Path(path).absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise UsageError(f'the work folder {path} cannot be used, because {there} is a file; set --work-dir')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f'the work folder {path} cannot be used, because {there} is not writable; set --work-dir')
 
 
 def check_gpus() -> None:
@@ -44,59 +80,129 @@ def check_batch(cfg: Config, options: dict | None) -> None:
 
 
 def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
-    """Data folders and lists must exist, and the head must have as many classes as the data set."""
+    """Data folders and lists must exist, class lists be complete, and the heads have as many classes as the data set;
+    an UsageError names all faults."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    faults, incomplete = Faults(), set()
+    for where, dataset in datasets_of(cfg, phases):
+        root, before = dataset.get('data_root'), len(faults.sentences)
+        with faults:
+            if root not in incomplete:
+                _check_folders(where, dataset)
+        if len(faults.sentences) > before:
+            incomplete.add(root)  # one sentence on a folder is enough
+        with faults:
+            _check_classes(cfg, where, dataset)
+    faults.raise_all()
+
+
+def datasets_of(cfg: Config, phases: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """The data sets of ``PHASE_dataloader``, those inside wrappers such as RepeatDataset and ConcatDataset too, each
+    with its place in the config."""
     for phase in phases:
-        for dataset in _datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset', {})):
-            if '://' in (dataset.get('data_root') or ''):
-                continue  # remote paths are not checked
-            root = Path(dataset.get('data_root') or '.')
-            if not root.is_dir():
-                advice = _WHERE.get(str(dataset['type']), 'put the data there, or set its folder: '
-                                    f'--cfg-options {phase}_dataloader.dataset.data_root=FOLDER')
-                raise UsageError(f'data folder {root} does not exist; {advice}')
-            ann_file = dataset.get('ann_file')
-            if ann_file and not (root / ann_file).is_file():
-                advice = ('tools/prepare_voc_aug.py makes the augmented training list and labels'
-                          if 'VOC' in str(dataset['type']) else 'is the data complete?')
-                raise UsageError(f'{root / ann_file} does not exist; {advice}')
-            for folder in (dataset.get('data_prefix') or {}).values():
-                if not (root / folder).is_dir():
-                    raise UsageError(f'{root / folder} does not exist; is the data complete?')
-            _check_files(dataset, root)
-            _check_classes(cfg, dataset)
+        loaders = cfg.get(f'{phase}_dataloader') or []
+        for index, loader in enumerate(loaders) if isinstance(loaders, (list, tuple)) else [('', loaders)]:
+            place = '.'.join(map(str, filter(lambda part: part != '', (f'{phase}_dataloader', index, 'dataset'))))
+            if isinstance(loader, dict) and isinstance(loader.get('dataset'), dict):
+                yield from _inner_datasets(place, loader['dataset'])
 
 
-def _datasets(dataset: dict) -> Iterator[dict]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if 'dataset' in dataset:
-        yield from _datasets(dataset['dataset'])
-    for inner in dataset.get('datasets', []):
-        yield from _datasets(inner)
-    if 'data_root' in dataset:
-        yield dataset
+def _inner_datasets(where: str, dataset: dict) -> Iterator[tuple[str, dict]]:
+    inner = [(f'{where}.dataset', dataset['dataset'])] if 'dataset' in dataset else [
+        (f'{where}.datasets.{index}', part) for index, part in enumerate(dataset.get('datasets', []))]
+    for place, part in inner:
+        if isinstance(part, dict):
+            yield from _inner_datasets(place, part)
+    if not inner:
+        yield where, dataset
 
 
-def _dataset_type(dataset: dict) -> type:
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        return registry.get(dataset['type'])
-
-
-def _check_files(dataset: dict, root: Path) -> None:
-    """Check the files of data sets that can list them."""
-    missing_files = getattr(_dataset_type(dataset), 'missing_files', None)
+def _check_folders(where: str, dataset: dict) -> None:
+    root = Path(dataset.get('data_root') or '.')
+    if '://' in str(dataset.get('data_root')):
+        return  # remote paths are not checked
+    if not root.is_dir():
+        advice = _WHERE.get(str(dataset.get('type')), f'put the data there, or set its folder: --cfg-options '
+                            f'{where}.data_root=FOLDER')
+        raise UsageError(f'data folder {root} does not exist; {advice}')
+    prefix = dataset.get('data_prefix') or {}
+    if 'img_path' in prefix and prefix.get('seg_map_path') is None and 'LoadAnnotations' in map(
+            _name_of_type, dataset.get('pipeline') or []):
+        raise UsageError(f'{where}.data_prefix.seg_map_path is not set, but the pipeline loads label maps')
+    ann_file = dataset.get('ann_file')
+    if ann_file and not (root / ann_file).exists():
+        advice = ('tools/prepare_voc_aug.py makes the augmented training list and labels'
+                  if 'VOC' in str(dataset.get('type')) else 'is the data complete?')
+        raise UsageError(f'{root / ann_file} does not exist; {advice}')
+    for folder in filter(None, prefix.values()):
+        if '://' not in folder and not (root / folder).is_dir():
+            raise UsageError(f'{root / folder} does not exist; is the data complete?')
+    missing_files = getattr(dataset_type(dataset), 'missing_files', None)  # of data sets that can list them
     problem = missing_files(root, dataset['split']) if missing_files else None
     if problem:
         raise UsageError(problem)
 
 
-def _check_classes(cfg: Config, dataset: dict) -> None:
-    dataset_type = _dataset_type(dataset)
-    classes = (dataset.get('metainfo') or {}).get('classes') or getattr(dataset_type, 'METAINFO', {}).get('classes')
-    model_classes = num_classes(cfg)
-    if classes and model_classes and model_classes != len(classes):
-        raise UsageError(f"the model has {model_classes} classes, but {dataset['type']} has {len(classes)}; "
-                         f'set model.decode_head.num_classes={len(classes)}')
+def _name_of_type(config: dict) -> str:
+    kind = config.get('type')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
+def dataset_type(dataset: dict) -> type | None:
+    """The class of a data set's config; None if it is not known."""
+    kind = dataset.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(kind)
+
+
+def _check_classes(cfg: Config, where: str, dataset: dict) -> None:
+    classes = _classes(where, dataset)
+    if not classes:
+        return
+    name = _name_of_type(dataset)
+    for place, head in heads(cfg):
+        count = head.get('num_classes')
+        if count and count != len(classes) and not (head.get('out_channels') == 1 and {count, len(classes)} <= {1, 2}):
+            whose = 'the model' if place == 'model.decode_head' else place
+            raise UsageError(f'{whose} has {count} classes, but {name} has {len(classes)}; set '
+                             f'{place}.num_classes={len(classes)}')
+
+
+def _classes(where: str, dataset: dict) -> list[str]:
+    """Names of the classes; as MMEngine does, from a file if a path is given."""
+    given = (dataset.get('metainfo') or {}).get('classes')
+    own = getattr(dataset_type(dataset), 'METAINFO', {}).get('classes')
+    if given is None:
+        return list(own or [])
+    source = f'{where}.metainfo.classes'
+    if isinstance(given, str):
+        source = given
+        if not Path(given).is_file():
+            raise UsageError(f'the class list {given} of {where} does not exist; the path is relative to the folder '
+                             'where the command runs')
+        given = list_from_file(given)
+    blank = [str(number) for number, line in enumerate(given, 1) if not str(line).strip()]
+    if blank:
+        raise UsageError(f'{source} has a blank line, number {", ".join(blank)}; each line is a class')
+    twice = [line for line, count in Counter(given).items() if count > 1]
+    if twice or not given:
+        raise UsageError(f'{source} names {twice[0]!r} twice' if twice else f'{source} names no classes')
+    strangers = [line for line in given if own and line not in own]
+    if strangers:
+        raise UsageError(f'{source} names {strangers[0]!r}, which is not a class of {dataset["type"]}')
+    return list(given)
+
+
+def heads(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """The segmentation heads of a config, auxiliary ones too, each with its place."""
+    for name in ('decode_head', 'auxiliary_head'):
+        head = (cfg.get('model') or {}).get(name)
+        if isinstance(head, (list, tuple)):
+            yield from ((f'model.{name}.{index}', part) for index, part in enumerate(head))
+        elif isinstance(head, dict):
+            yield f'model.{name}', head
 
 
 def num_classes(cfg: Config) -> int | None:
@@ -104,16 +210,3 @@ def num_classes(cfg: Config) -> int | None:
     head = cfg.model.get('decode_head')
     head = head[-1] if isinstance(head, (list, tuple)) else head
     return head.get('num_classes') if head else None
-
-
-def check_checkpoint(path: str, classes: int | None = None) -> None:
-    """The file must be readable without executing code in it and, if ``classes`` is given, have as many classes."""
-    if '://' in path:
-        return
-    try:
-        weights = read_weights(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(str(error)) from error
-    head = weights.get('decode_head.conv_seg.weight')
-    if head is not None and classes and len(head) != classes:
-        raise UsageError(f'{path} has {len(head)} classes, but the model has {classes}')

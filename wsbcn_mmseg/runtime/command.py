@@ -1,10 +1,16 @@
 """The main function that several commands in ``tools/`` share; :mod:`wsbcn.arguments` has their arguments."""
 import argparse
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
+
+from wsbcn.torchrun import FAULT_FILE
 
 from .checkpoint import safe_loading
 from .errors import UsageError
@@ -22,12 +28,33 @@ def run_command(args: argparse.Namespace, set_up: Callable[[argparse.Namespace],
         with safe_loading(), whole_files():
             cfg = set_up(args)
             if not args.check:
-                with process_group(cfg):
+                with process_group(cfg), _known_faults():
                     run(cfg)
     except UsageError as error:
         exit_with(error)
 
 
+@contextmanager
+def _known_faults() -> Iterator[None]:
+    """Turn faults of a run that are not the program's into UsageErrors."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError('the GPU has not enough memory: take fewer or smaller images per process '
+                         '(--cfg-options train_dataloader.batch_size=N), or --amp') from error
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        why = re.search(r'killed by signal: ([\w ]+)', f'{error} {error.__cause__} {error.__context__}')
+        raise UsageError(f'a process that loads data died{f" ({why[1].strip()})" if why else ""}, perhaps for want of '
+                         'memory: take fewer (--cfg-options train_dataloader.num_workers=N) and go on with '
+                         '--resume') from error
+
+
 def exit_with(error: object) -> None:
-    """End the program with ``COMMAND: error`` on standard error and exit status 1."""
-    sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    """End the program with ``COMMAND: error`` on standard error, for each line of the error, and exit status 1."""
+    text = '\n'.join(f'{Path(sys.argv[0]).name}: {line}' for line in str(error).splitlines())
+    if FAULT_FILE in os.environ:
+        with suppress(FileExistsError), open(os.environ[FAULT_FILE], 'x') as file:  # of the process that fails first
+            file.write(text)
+    sys.exit(text)

@@ -6,6 +6,32 @@ class UsageError(Exception):
     """A mistake in how a command or function is used. The message is one sentence and explains how to correct it."""
 
 
+class Faults:
+    """Collects UsageErrors, to report them together: ``with faults:`` around each check, then :meth:`raise_all`."""
+
+    def __init__(self):
+        self.sentences: list[str] = []
+
+    def __enter__(self) -> 'Faults':
+        return self
+
+    def __exit__(self, kind, error, traceback) -> bool:
+        if isinstance(error, UsageError):
+            self.add(str(error))
+            return True
+        return False
+
+    def add(self, sentence: str) -> None:
+        """Add a fault, unless it is known already."""
+        if sentence not in self.sentences:
+            self.sentences.append(sentence)
+
+    def raise_all(self) -> None:
+        """Raise one UsageError with a line for each fault, if there are any."""
+        if self.sentences:
+            raise UsageError('\n'.join(self.sentences))
+
+
 class CheckpointError(UsageError, ValueError):
     """A checkpoint that cannot be used."""
 

@@ -26,10 +26,7 @@ def load_config(path: str, options: dict | None, work_dir: str | None, launcher:
         raise UsageError(f'config {path} does not exist')
     if launcher == 'slurm':
         os.environ.setdefault('WORLD_SIZE', os.environ.get('SLURM_NTASKS', '1'))
-    try:
-        cfg = Config.fromfile(path)
-    except SyntaxError as error:
-        raise UsageError(f'config {path} is not Python: line {error.lineno}, {error.msg}') from error
+    cfg = _read(path)
     cfg.launcher = launcher
     try:
         cfg.merge_from_dict(options or {})
@@ -37,6 +34,34 @@ def load_config(path: str, options: dict | None, work_dir: str | None, launcher:
         raise UsageError(f'--cfg-options do not fit {path}: {first_line(error)}') from error
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
     return cfg
+
+
+def _read(path: str) -> Config:
+    cannot = f'config {path} cannot be read'
+    try:
+        cfg = Config.fromfile(path)
+        settings = len(cfg.items())  # imports what a config of the newer kind imports
+    except SyntaxError as error:
+        line = f'line {error.lineno}, ' if error.lineno else ''
+        raise UsageError(f'config {path} is not Python: {line}{error.msg}') from error
+    except KeyError as error:
+        raise UsageError(f'{cannot}: {error.args[0] if error.args else error}') from error
+    except ImportError as error:
+        raise UsageError(f'{cannot}: {_shortened(error)}; install what it needs, or put its folder into '
+                         'PYTHONPATH') from error
+    except Exception as error:  # a config is a program
+        if path.endswith(('.json', '.yaml', '.yml')) and isinstance(error, AttributeError):
+            raise UsageError(f'{cannot}: it holds no settings, each with a name') from error
+        kind = '' if isinstance(error, (OSError, ValueError, AssertionError)) else f'{type(error).__name__}: '
+        raise UsageError(f'{cannot}: {kind}{" ".join(str(error).split())}') from error
+    if not settings:
+        raise UsageError(f'config {path} is empty')
+    return cfg
+
+
+def _shortened(error: ImportError) -> str:
+    """An error of MMEngine without the list of folders that were searched."""
+    return ' '.join(str(error).split()).partition(', the current sys.path')[0]
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler
 
+from .naming_dataset import NamingDataset
+
 
 def seed_all(*key: int) -> None:
     """Seed Python's, NumPy's and PyTorch's global generators from several numbers."""
@@ -99,7 +101,7 @@ class DrawSampler(Sampler):
 
 
 @DATASETS.register_module()
-class SeededDataset(Dataset):
+class SeededDataset(NamingDataset):
     """A data set whose samples are augmented by random numbers that depend on ``seed``, rank and draw alone.
 
     Args:
@@ -108,22 +110,14 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset | dict, seed: int):
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        super().__init__(dataset)
         self.seed, self.rank = seed, get_rank()
 
     def __getitem__(self, index: int):
         if not isinstance(index, Draw):
-            return self.dataset[index]
+            return super().__getitem__(index)
         with random_stream(self.seed, self.rank, *index.time):
-            return self.dataset[int(index)]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str):
-        if name == 'dataset':  # not there yet, when it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
+            return super().__getitem__(int(index))
 
 
 class SeedIterationHook(Hook):

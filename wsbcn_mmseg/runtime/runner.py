@@ -3,6 +3,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 
+from .naming_dataset import NamingDataset
 from .random_streams import DrawSampler, SeededDataset, SeedIterationHook
 from .whole_checkpoint_hook import WholeCheckpointHook
 
@@ -34,6 +35,23 @@ class ResumableRunner(Runner):
         self.register_hook(SeedIterationHook(self.seed))
         return super().build_train_loop(loop)
 
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the validation loop; errors of its data set name the files of the sample."""
+        self._val_dataloader = _naming(self._val_dataloader)
+        return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the test loop; errors of its data set name the files of the sample."""
+        self._test_dataloader = _naming(self._test_dataloader)
+        return super().build_test_loop(loop)
+
     def _init_model_weights(self) -> None:
         if not self._resume:
             super()._init_model_weights()
+
+
+def _naming(loader):
+    """The config of a data loader, with :class:`NamingDataset` around its data set."""
+    if not isinstance(loader, dict) or 'dataset' not in loader:
+        return loader
+    return {**loader, 'dataset': dict(type=NamingDataset, dataset=loader['dataset'])}

@@ -1,0 +1,164 @@
+"""Build parts of a config; what goes wrong is one sentence that names the place in the config."""
+import copy
+import difflib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    TASK_UTILS,
+    TRANSFORMS,
+    WEIGHT_INITIALIZERS,
+    Registry,
+)
+from torch import nn
+
+from .errors import UsageError
+
+# What the parts of a config that are checked may name
+_SEARCHED = (MODELS, DATASETS, TRANSFORMS, WEIGHT_INITIALIZERS, TASK_UTILS, HOOKS, METRICS, OPTIMIZERS, OPTIM_WRAPPERS,
+             OPTIM_WRAPPER_CONSTRUCTORS)
+_PACKAGES = {'mmdet': 'mmdet', 'mmaction': 'mmaction2', 'mmpretrain': 'onedl-mmpretrain or mmpretrain',
+             'mmpose': 'mmpose', 'mmdet3d': 'mmdet3d', 'mmseg': 'onedl-mmsegmentation or mmsegmentation'}
+
+
+def build(registry: Registry, config: dict, where: str):
+    """Build what a config describes.
+
+    Args:
+        registry: Of MMEngine's root; the default scope must be set.
+        config: With a ``type``; it is not changed.
+        where: The place in the whole config, such as ``'model'``.
+
+    Raises:
+        UsageError: If it cannot be built.
+    """
+    try:
+        with quietly():
+            return registry.build(copy.deepcopy(config))
+    except UsageError:
+        raise
+    except Exception as error:  # constructors raise nearly anything
+        unknown = next(unknown_types(config, where), None)
+        if unknown:
+            raise UsageError(unknown) from error
+        place, because = _innermost(registry, config, where, reason(error))
+        raise UsageError(f'{place} cannot be built: {because}') from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Suppress logs and warnings of constructors, which the run itself will show."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def build_network(config: dict) -> nn.Module:
+    """Build a network from the ``model`` of a config; otherwise as :func:`build`."""
+    return build(MODELS, config, 'model')
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, without the quotes of a KeyError; its type if the message is empty."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
+
+
+def check_arguments(registry: Registry, config: dict, where: str) -> None:
+    """Raise an UsageError if the type in a config is not known or does not take its arguments; nothing is built."""
+    unknown = next(unknown_types(config, where), None)
+    if unknown:
+        raise UsageError(unknown)
+    with registry.switch_scope_and_registry(config.get('_scope_')) as scoped:
+        kind = scoped.get(config['type'])
+    arguments = {name: value for name, value in config.items() if name not in ('type', '_scope_', 'priority')}
+    try:
+        if kind is not None:
+            inspect.signature(kind).bind(**arguments)
+    except TypeError as error:
+        raise UsageError(f'{where} cannot be built: {config["type"]} {reason(error)}') from error
+
+
+def _innermost(registry: Registry, config: dict, where: str, message: str) -> tuple[str, str]:
+    """The smallest part of a config that fails with a message."""
+    for name, part in config.items():
+        for index, inner in enumerate(part) if isinstance(part, (list, tuple)) else [(None, part)]:
+            if not isinstance(inner, dict) or 'type' not in inner or 'cfg' in name:
+                continue
+            try:
+                with quietly():
+                    registry.build(copy.deepcopy(inner))
+            except Exception as error:
+                if reason(error) == message:
+                    place = f'{where}.{name}' if index is None else f'{where}.{name}.{index}'
+                    return _innermost(registry, inner, place, message)
+    return where, message
+
+
+def unknown_types(config, where: str) -> Iterator[str]:
+    """A sentence on each ``type`` in a config that no registry knows."""
+    if isinstance(config, dict):
+        kind = config.get('type')
+        if isinstance(kind, str) and not _is_known(kind):
+            yield f'{where}.type={kind!r} {_advice(kind)}'
+    items = enumerate(config) if isinstance(config, (list, tuple)) else ()
+    for name, inner in config.items() if isinstance(config, dict) else items:
+        yield from unknown_types(inner, f'{where}.{name}')
+
+
+def _is_known(kind: str) -> bool:
+    for registry in _SEARCHED:
+        with registry.switch_scope_and_registry(None) as scoped:
+            try:
+                if scoped.get(kind) is not None:
+                    return True
+            except Exception:  # a name with dots is imported, and importing may raise anything
+                continue
+    return False
+
+
+def _advice(kind: str) -> str:
+    package = kind.partition('.')[0]
+    if package != kind and package in _PACKAGES and find_spec(package) is None:
+        return _install(package)
+    names = {name for registry in _SEARCHED for name in _names(registry)}
+    near = difflib.get_close_matches(kind, names, 3, .6) or \
+        [name for name in names if name.lower() == kind.lower()]
+    return f'is not known; did you mean {" or ".join(near)}?' if near else \
+        'is not known; is the module that registers it in custom_imports?'
+
+
+def _install(package: str) -> str:
+    return f'needs {package}, which is not installed here; run: pip install {_PACKAGES[package]}'
+
+
+def _names(registry: Registry) -> Iterator[str]:
+    """Names that a registry knows in the present scope."""
+    with registry.switch_scope_and_registry(None) as scoped:
+        while scoped is not None:
+            yield from scoped.module_dict
+            scoped = scoped.parent
+
+
+def missing_package(cfg: dict) -> str | None:
+    """A sentence on the OpenMMLab package that a config's ``default_scope`` names, if it is not installed."""
+    scope = cfg.get('default_scope')
+    if scope in _PACKAGES and find_spec(scope) is None:
+        return f'default_scope={scope!r} {_install(scope)}'
+    return None

@@ -1,0 +1,64 @@
+"""The files that a training starts from, compared with the network before it starts."""
+import inspect
+from collections.abc import Callable, Iterator
+
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import nn
+
+from .building import build_network
+from .checkpoint import read_weights
+from .fit import load_file
+
+
+def compare_initial_weights(cfg: Config, network: nn.Module) -> Iterator[Callable[[], list[str]]]:
+    """Comparisons of a network with the files of ``load_from`` and of ``init_cfg`` of any part.
+
+    Args:
+        cfg: Config of the training.
+        network: Built from ``cfg.model``; the comparisons change its weights.
+
+    Yields:
+        Functions that return sentences for the user, or raise an UsageError if the file does not fit.
+    """
+    conversion = cfg.model.get('conversion') or {}
+    converted, load_from = bool(conversion), cfg.get('load_from')
+    if conversion.get('preserve'):  # weights are loaded before the conversion
+        network = build_network({**{name: value for name, value in cfg.model.items() if name != 'conversion'},
+                                 'type': conversion['type']})
+        converted, load_from = False, conversion.get('checkpoint')
+    for name, part in network.named_modules():
+        yield from (_comparison(part, init_cfg, name, converted) for init_cfg in _pretrained(part))
+    if load_from:
+        yield lambda: load_file(network, load_from).require_most(converted)
+
+
+def _pretrained(part: nn.Module) -> list[dict]:
+    init_cfg = getattr(part, 'init_cfg', None)
+    init_cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    return [init for init in init_cfgs if isinstance(init, dict) and init.get('checkpoint')]
+
+
+def _comparison(part: nn.Module, init_cfg: dict, name: str, converted: bool) -> Callable[[], list[str]]:
+    kind, path = init_cfg['type'], str(init_cfg['checkpoint'])
+    kind = kind if isinstance(kind, str) else kind.__name__
+
+    def compare() -> list[str]:
+        if kind == 'PretrainedBackbone':
+            WEIGHT_INITIALIZERS.build(init_cfg).compare(part).require_all()
+            return []
+        if kind not in ('Pretrained', 'PretrainedInit') or _loads_by_itself(part):
+            read_weights(path)
+            return []
+        fit = load_file(part, path, init_cfg.get('prefix') or '', name)
+        return [remark.replace(' start anew', f' of {name or "the network"} start anew', 1)
+                for remark in fit.require_most(converted)]
+
+    return compare
+
+
+def _loads_by_itself(part: nn.Module) -> bool:
+    """Whether a class has an ``init_weights`` of its own, which may translate names and shapes."""
+    return not isinstance(part, BaseModule) or \
+        inspect.getattr_static(type(part), 'init_weights') is not BaseModule.init_weights
