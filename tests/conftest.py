@@ -1,4 +1,4 @@
-"""Two threads, one seed, and helpers that several test files share."""
+"""The number of threads, one seed, and helpers that several test files share."""
 import os
 import socket
 import subprocess
@@ -15,7 +15,7 @@ from wsbcn_mmseg.runtime.launch import end_processes
 
 pytest_plugins = ['faults_table', 'stack_table']
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(2)
+torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
 
 
 # Of the user's own trainings

@@ -11,4 +11,4 @@ pip install --quiet -r requirements/tests.txt -r "requirements/${STACK:-onedl}-p
 # CUDA builds of torch depend on Triton. The CPU build does not, but the tests need Triton's interpreter.
 python -c 'import triton' 2> /dev/null || pip install --quiet --no-deps 'triton>=3.7.1'
 ruff check .
-python -m pytest "$@"
+python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
