@@ -48,7 +48,7 @@ setup(
               'semantic segmentation', 'PyTorch', 'MMSegmentation', 'OpenMMLab'],
     classifiers=[
         'Development Status :: 4 - Beta', 'Intended Audience :: Developers', 'Intended Audience :: Science/Research',
-        'License :: OSI Approved :: Apache Software License', 'Operating System :: OS Independent',
+        'Operating System :: OS Independent',
         'Programming Language :: Python :: 3', 'Programming Language :: Python :: 3 :: Only',
         'Programming Language :: Python :: 3.10', 'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12', 'Topic :: Scientific/Engineering :: Artificial Intelligence',

@@ -30,14 +30,28 @@ def make_camvid(root: Path) -> Path:
     return root
 
 
+def make_voc(root: Path) -> Path:
+    """VOC_ROOT of four images, labeled in stripes, with the lists of the augmented training set and of val."""
+    labels = np.minimum(np.arange(64) // 3, 20).astype(np.uint8)[:, None].repeat(96, 1)
+    for folder in ('JPEGImages', 'SegmentationClass', 'SegmentationClassAug', 'ImageSets/Segmentation'):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for index in range(4):
+        _noise(64, 96).save(root / 'JPEGImages' / f'{index}.jpg')
+        for folder in ('SegmentationClass', 'SegmentationClassAug'):
+            Image.fromarray(labels).save(root / folder / f'{index}.png')
+    for split in ('trainaug', 'train', 'val'):
+        (root / 'ImageSets' / 'Segmentation' / f'{split}.txt').write_text('0\n1\n2\n3\n')
+    return root
+
+
 def make_cityscapes(root: Path) -> Path:
     """CITYSCAPES_ROOT of four images of one city, labeled in stripes."""
-    labels = np.minimum(np.arange(128) // 6, 18).astype(np.uint8)[:, None].repeat(256, 1)
+    labels = np.minimum(np.arange(64) // 3, 18).astype(np.uint8)[:, None].repeat(128, 1)
     for split in ('train', 'val'):
         for kind in ('leftImg8bit', 'gtFine'):
             (root / kind / split / 'city').mkdir(parents=True, exist_ok=True)
         for index in range(4):
-            _noise(128, 256).save(root / 'leftImg8bit' / split / 'city' / f'{index}_leftImg8bit.png')
+            _noise(64, 128).save(root / 'leftImg8bit' / split / 'city' / f'{index}_leftImg8bit.png')
             Image.fromarray(labels).save(root / 'gtFine' / split / 'city' / f'{index}_gtFine_labelTrainIds.png')
     return root
 

@@ -51,7 +51,7 @@ class StackTable:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self):
-        header = {'config': f'torch {version("torch")}; {_versions(self.stack)}; whole test suite: '
+        header = {'config': f'torch {version("torch")}; {_versions(self.stack)}; tests: '
                   f'{", ".join(f"{count} {outcome}" for outcome, count in sorted(self.counts.items()))}'}
         path = DOCS / 'stacks' / f'{self.stack}.csv'
         path.parent.mkdir(exist_ok=True)

@@ -1,6 +1,10 @@
-"""README and docs: code runs, tables are the measurements, files and links exist."""
+"""README and docs: code runs, tables are the measurements, files and links exist, the site builds."""
 import csv
+import importlib
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -103,6 +107,80 @@ def test_anchors_exist(page):
         headings = [re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-')
                     for heading in re.findall(r'^#+ (.*)$', target, re.M)]
         assert anchor in headings
+
+
+# The site
+
+DOCS = ROOT / 'docs'
+
+
+@pytest.mark.parametrize('page', sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob('*.md')))
+def test_page_is_in_the_navigation(page):
+    assert f': {page}\n' in (ROOT / 'mkdocs.yml').read_text()
+
+
+def code_of(name: str) -> str:
+    return '\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / name).read_text(), re.S))
+
+
+@pytest.mark.parametrize('page', ['start_pytorch.md', 'micro_batch.md', 'pretrained_weights.md', 'memory.md'])
+def test_code_of_pages_runs(page):
+    exec(code_of(page), {})
+
+
+def test_the_config_of_the_start_page_is_that_of_readme():
+    cfg = Config.fromstring(code_of('start_openmmlab.md'), '.py')
+    assert [hook.type for hook in cfg.custom_hooks] == ['BCNUpdateRateHook', 'SyncNormStatisticsHook']
+    assert (cfg.norm_cfg.type, cfg.conv_cfg.type) == ('BCN', 'ConvWS')
+
+
+def test_estimates_are_averaged_as_the_page_says(monkeypatch):
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda tensor: tensor.add_(1))  # the other process has 1
+    names = {}
+    exec(code_of('several_nodes.md'), names)
+    layer = BCN(4, num_groups=1)
+    names['average_estimates'](layer)
+    torch.testing.assert_close(layer.bn.running_mean, torch.full((4, ), 0.5))
+    torch.testing.assert_close(layer.bn.running_var, torch.ones(4))
+
+
+NOTEBOOK = ROOT / 'docs' / 'notebook.ipynb'
+
+
+def test_notebook_runs(monkeypatch, one_thread):
+    monkeypatch.setenv('MPLBACKEND', 'Agg')
+    monkeypatch.chdir(NOTEBOOK.parent)
+    monkeypatch.setattr(sys, 'path', sys.path[:])
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())['cells'] if cell['cell_type'] == 'code']
+    assert any('image/png' in output.get('data', {}) for cell in cells for output in cell['outputs'])
+    names = {}
+    for cell in cells:
+        exec(''.join(cell['source']), names)
+    assert names['agree'] and names['iou'](names['model']) > 0.8
+
+
+@pytest.mark.parametrize('page, modules', [
+    ('layers', ['wsbcn_mmseg.layers']), ('operators', ['wsbcn_mmseg.ops']),
+    ('conversion', ['wsbcn_mmseg.conversion']), ('openmmlab', ['wsbcn_mmseg.hooks'])])
+def test_reference_is_complete(page, modules):
+    text = (ROOT / 'docs' / 'reference' / f'{page}.md').read_text()
+    described = set(re.findall(r'^::: [\w.]+\.(\w+)$', text, re.M))
+    assert set().union(*(importlib.import_module(module).__all__ for module in modules)) <= described
+
+
+def test_site_builds(tmp_path):
+    for module in ('mkdocs', 'material', 'mkdocstrings', 'latex2mathml'):
+        pytest.importorskip(module, reason='needs requirements/docs.txt')
+    result = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')],
+                            cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    theory = (tmp_path / 'site' / 'theory.html').read_text()
+    assert '<math' in theory and 'arithmatex' not in theory
+    reference = (tmp_path / 'site' / 'reference' / 'operators.html').read_text()
+    assert '<math' in reference and not re.search(r'<p>[^<]*(:(class|func|meth):|\.\. math)', reference)
+    loaded = re.findall(r'<(?:script|img)[^>]* src="(https?:[^"]+)|<link rel="stylesheet" href="(https?:[^"]+)', theory)
+    assert not loaded
 
 
 # README

@@ -11,7 +11,7 @@ from pathlib import Path
 import made_up_data
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, settle
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
@@ -21,7 +21,7 @@ from wsbcn_mmseg.runtime.resume import resume
 from wsbcn_mmseg.runtime.runner import ResumableRunner
 from wsbcn_mmseg.runtime.whole_files import whole_files
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures('one_thread')]
 CONFIGS = sorted(path.relative_to(ROOT / 'configs') for path in (ROOT / 'configs').rglob('*.py')
                  if '_base_' not in path.parts)
 PACKAGES = dict(coco='mmdet', sthv1='mmaction', imagenet='mmpretrain', cifar='mmpretrain', digits='mmpretrain')
@@ -29,13 +29,19 @@ SIZES = ('scale', 'crop_size', 'input_size', 'size')
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory, mini_voc):
+def data(tmp_path_factory):
     """Environment variables that name the data."""
     root = tmp_path_factory.mktemp('data')
     roots = {name: str(getattr(made_up_data, f'make_{name}')(root / name))
-             for name in ('camvid', 'cityscapes', 'imagenet', 'cifar', 'coco', 'sthv1')}
+             for name in ('voc', 'camvid', 'cityscapes', 'imagenet', 'cifar', 'coco', 'sthv1')}
+    weights = root / 'efficientnet_lite0.pth'
+    if importlib.util.find_spec('timm'):
+        network = importlib.import_module('timm').create_model('tf_efficientnet_lite0', features_only=True,
+                                                               out_indices=(4, ))
+        torch.save({f'timm_model.{name}': value for name, value in settle(network, torch.float32).state_dict().items()},
+                   weights)
     return {f'{name.upper()}_ROOT': folder for name, folder in roots.items()} | dict(
-        VOC_ROOT=str(mini_voc), MINI_VOC_ROOT=str(mini_voc), CAMVID_BATCH='2')
+        CAMVID_BATCH='2', WEIGHTS=str(weights))
 
 
 @pytest.fixture
@@ -116,8 +122,8 @@ def test_it_trains_evaluates_and_resumes(config, data, stages, tmp_path, monkeyp
         monkeypatch.setenv(name, value)
     if config.parts[0] == 'cifar':
         accept_checksums(Path(data['CIFAR_ROOT']), monkeypatch)
-    torch.set_num_threads(2)
     cfg = load_config(str(ROOT / 'configs' / config), None, str(tmp_path), 'none')
+    cfg.visualizer.name = str(tmp_path)  # one of the same name would be used again
     half = shrink(cfg, 128 if config.parts[0] == 'coco' else 64)
     length = 'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters'
     with safe_loading(), whole_files():
@@ -125,7 +131,8 @@ def test_it_trains_evaluates_and_resumes(config, data, stages, tmp_path, monkeyp
         runner.train()
         assert all(value.isfinite().all() for value in runner.model.state_dict().values())
         stages.append('trains')
-        assert runner.val_loop.run()
+        metrics = runner.val_loop.run()
+        assert metrics or config.parts[0] == 'coco'  # whose evaluation of no boxes at all is empty
         stages.append('evaluates')
         cfg.train_cfg[length] = 2 * half
         resume(cfg, start_if_none=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import wsbcn_mmseg
 from wsbcn_mmseg.runtime import stack
 
 HIDE = """
@@ -135,6 +136,7 @@ def test_wheel_carries_configs_and_tools(wheel, root):
     for folder in ('configs', 'tools'):
         for path in (root / folder).rglob('*.py'):
             assert f'wsbcn_mmseg/.mim/{path.relative_to(root)}' in names
+    assert {'wsbcn/py.typed', 'wsbcn_mmseg/py.typed'} <= names
     assert 'wsbcn_mmseg/.mim/tools/dist_train.sh' in names and not any(name.startswith('tests') for name in names)
 
 
@@ -165,6 +167,9 @@ def test_installed_package_imports_from_any_folder_and_trains_by_its_own_tools(w
                              str(mim / 'configs' / 'deeplabv3_r101_bcn_ws_voc.py')], cwd=tmp_path, text=True,
                             capture_output=True, env={'PYTHONPATH': str(tmp_path / 'site')})
     assert 'train.py: data folder' in result.stderr
+    result = subprocess.run([str(tmp_path / 'site' / 'bin' / 'wsbcn'), 'train', 'deeplabv3_r101_bcn_ws_voc'],
+                            cwd=tmp_path, text=True, capture_output=True, env={'PYTHONPATH': str(tmp_path / 'site')})
+    assert 'wsbcn train: data folder' in result.stderr
     (tmp_path / 'mine.py').write_text(re.search(r'```py\n(.*?)```', PAGE.read_text(), re.S)[1])
     (tmp_path / 'digits.py').write_text("_base_ = 'wsbcn_mmseg::digits/resnet8_bcn_ws_digits.py'")
     networks = {'mine.py': 'EncoderDecoder with 110 BCN'}
@@ -181,6 +186,10 @@ def test_extras_offer_both_stacks_and_force_neither():
     assert [r for r in requires if 'extra' not in r] == ['torch>=2.4']
     assert {'onedl', 'openmmlab', 'export'} <= set(metadata.get_all('Provides-Extra'))
     assert torch.__version__ >= '2.4'
+
+
+def test_the_citation_has_the_version(root):
+    assert f'\nversion: {wsbcn_mmseg.__version__}\n' in (root / 'CITATION.cff').read_text()
 
 
 PUBLIC = ['wsbcn_mmseg', 'wsbcn_mmseg.layers', 'wsbcn_mmseg.ops', 'wsbcn_mmseg.conversion', 'wsbcn_mmseg.hooks',

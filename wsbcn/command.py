@@ -2,10 +2,10 @@
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from .shipped import config_names, home
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in ('-h', '--help', 'help'):
         print(overview())
     elif name == '--version':
-        print(version('wsbcn_mmseg'))
+        print(version())
     elif name == CONFIGS[0]:
         list_configs(arguments)
     elif name in TOOLS:
@@ -57,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         advice = f'did you mean {close[0]}?' if close else 'wsbcn --help lists the commands'
         print(f'wsbcn: there is no command {name}; {advice}', file=sys.stderr)
         sys.exit(2)
+
+
+def version() -> str:
+    """The version of the package, which is not imported for it."""
+    return re.search(r"__version__ = '(.+)'", Path(find_spec('wsbcn_mmseg').origin).read_text())[1]
 
 
 def list_configs(arguments: Sequence[str]) -> None:

@@ -1,5 +1,5 @@
 # DeepLabV3 on EfficientNet-Lite0 with ImageNet weights, at output stride 16. WEIGHTS is the file that
-# tools/run_camvid.py --finetune prepares.
+# tools/finetune_camvid.py prepares.
 _base_ = './camvid.py'
 model = dict(
     type='EncoderDecoder',

@@ -20,8 +20,7 @@ def _code(match: re.Match) -> str:
 
 
 def _formula(match: re.Match) -> str:
-    lines = [line.strip() for line in match[2].splitlines() if line.strip()]
-    text = '\n'.join(lines)
-    if '&' in text:
-        text = f'\\begin{{aligned}}\n{text}\n\\end{{aligned}}'
-    return f'\n{match[1]}$$\n{match[1]}{text}\n{match[1]}$$\n'
+    """A formula per line; the marks that align lines are left out."""
+    indent, text = match.groups()
+    formulas = [formula.replace('&', '') for formula in ' '.join(text.split()).split(r'\\')]
+    return ''.join(f'\n{indent}$$\n{indent}{formula.strip()}\n{indent}$$\n' for formula in formulas)

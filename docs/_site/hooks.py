@@ -15,7 +15,7 @@ ELSEWHERE = {  # file of the repository: page of the site
 }
 NOTEBOOK = 'notebook.ipynb'
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
-LINK = re.compile(r'\]\((?!https?:|#)([^)#\s]+)')
+LINK = re.compile(r'\]\((?!https?:|data:|#)([^)#\s]+)')
 
 
 def on_files(files, config):
@@ -46,7 +46,7 @@ def _output(output: dict) -> str:
 def on_page_markdown(markdown, page, **_):
     """Links between files of the repository become links between pages of the site."""
     uri = page.file.src_uri
-    source = next((name for name, page_uri in ELSEWHERE.items() if page_uri == uri and uri != 'index.md'), f'docs/{uri}')
+    source = {page_uri: name for name, page_uri in ELSEWHERE.items() if name != 'README.md'}.get(uri, f'docs/{uri}')
 
     def translate(match: re.Match) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
@@ -57,5 +57,10 @@ def on_page_markdown(markdown, page, **_):
 
 
 def on_page_content(content, **_):
-    return FORMULA.sub(lambda match: convert(html.unescape(match[2]).strip(), 'block' if match[1] == 'div' else 'inline'),
-                       content)
+    return FORMULA.sub(_mathml, content)
+
+
+def _mathml(match: re.Match) -> str:
+    tag, formula = match.groups()
+    mathml = convert(html.unescape(formula).strip(), display='block' if tag == 'div' else 'inline')
+    return f'<{tag} class="formula">{mathml}</{tag}>'
