@@ -4,8 +4,11 @@ import os
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 from small_segmentation import run, write_config, write_data
+
+from wsbcn_mmseg.runtime.checks import heads
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -251,3 +254,9 @@ def test_a_comparison_without_a_package_that_it_needs_fails(script, tmp_path, mo
     code, _ = run(script, *([tmp_path] if 'cifar' in script else []), '--out', tmp_path / 'out')
     assert code == f'{script}: this comparison needs torchvision, not installed here; run: pip install torchvision'
     assert not (tmp_path / 'out').exists()
+
+
+def test_heads_that_learn_edges_may_have_other_classes():
+    edges = dict(type='STDCHead', num_classes=2)
+    cfg = Config(dict(model=dict(decode_head=dict(type='FCNHead', num_classes=19), auxiliary_head=[edges])))
+    assert [place for place, _ in heads(cfg)] == ['model.decode_head']

@@ -24,6 +24,7 @@ _WHERE = {
 }
 
 
+_OTHER_LABELS = ('STDCHead', )  # heads that learn something else, such as edges, whatever their num_classes
 IMPLEMENTATIONS = ('auto', 'reference', 'fused', 'triton')  # as WSBCN_IMPL names them
 
 
@@ -37,11 +38,11 @@ def check_environment() -> None:
 def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:
     """The config must have all of ``needed``, and its OpenMMLab package must be installed."""
     faults = Faults()
-    missing = [name for name in needed if not cfg.get(name)]
+    missing = [name for name in needed if cfg.get(name) is None]  # an empty test_cfg has defaults
     if missing:
         faults.add(f'the config has no {", no ".join(missing)}')
     for name in needed:
-        if cfg.get(name) and not isinstance(cfg[name], (dict, list, tuple)):
+        if cfg.get(name) is not None and not isinstance(cfg[name], (dict, list, tuple)):
             faults.add(f'{name} of the config is {cfg[name]!r}, not a dict')
     if package := missing_package(cfg):
         faults.add(package)
@@ -126,6 +127,7 @@ def _check_folders(where: str, dataset: dict) -> None:
                             f'{where}.data_root=FOLDER')
         raise UsageError(f'data folder {root} does not exist; {advice}')
     prefix = dataset.get('data_prefix') or {}
+    prefix = dict(img=prefix) if isinstance(prefix, str) else prefix  # of MMPretrain
     if 'img_path' in prefix and prefix.get('seg_map_path') is None and 'LoadAnnotations' in map(
             _name_of_type, dataset.get('pipeline') or []):
         raise UsageError(f'{where}.data_prefix.seg_map_path is not set, but the pipeline loads label maps')
@@ -196,13 +198,13 @@ def _classes(where: str, dataset: dict) -> list[str]:
 
 
 def heads(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """The segmentation heads of a config, auxiliary ones too, each with its place."""
+    """The heads of a config that learn the classes of the data set, auxiliary ones too, each with its place."""
     for name in ('decode_head', 'auxiliary_head'):
         head = (cfg.get('model') or {}).get(name)
-        if isinstance(head, (list, tuple)):
-            yield from ((f'model.{name}.{index}', part) for index, part in enumerate(head))
-        elif isinstance(head, dict):
-            yield f'model.{name}', head
+        parts = [(f'model.{name}.{index}', part) for index, part in enumerate(head)] \
+            if isinstance(head, (list, tuple)) else [(f'model.{name}', head)]
+        yield from ((place, part) for place, part in parts
+                    if isinstance(part, dict) and _name_of_type(part) not in _OTHER_LABELS)
 
 
 def num_classes(cfg: Config) -> int | None:

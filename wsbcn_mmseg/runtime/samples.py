@@ -121,7 +121,8 @@ def _check_depth(results: dict) -> None:
     """MMSegmentation reads label maps as 8 bits, so that 256 would become 0."""
     from mmcv import imread
     path = results.get('seg_map_path')
-    raw = imread(path, 'unchanged', backend='pillow') if str(path).endswith('.png') and '://' not in path else None
+    is_cut = results['gt_seg_map'].dtype == np.uint8 and str(path).endswith('.png') and '://' not in path
+    raw = imread(path, 'unchanged', backend='pillow') if is_cut else None
     if raw is not None and raw.dtype != np.uint8 and raw.max() > 255:
         raise UsageError(f'{path} holds values up to {raw.max()}; label maps are read as 8 bits, 0 to 255')
 

@@ -145,6 +145,8 @@ def _check_dataset(cfg: Config, where: str, config: dict, network: nn.Module | N
     except Exception as error:
         unknown = next(unknown_types(config.get('pipeline'), f'{where}.pipeline'), None)
         raise UsageError(unknown or f'{where}.pipeline cannot be built: {reason(error)}') from error
+    if dataset_type(config) is None:
+        raise UsageError(next(unknown_types(dict(type=config.get('type')), where), f'{where} has no type'))
     is_segmentation = hasattr(dataset_type(config), 'get_label_map')
     if effort is None or not (is_segmentation or effort.whole_data):
         return
@@ -189,4 +191,4 @@ def _labels(cfg: Config) -> Labels:
     found = [head for _, head in heads(cfg)]
     counts = [max(head['num_classes'], 2) if head.get('out_channels') == 1 else head['num_classes'] for head in found
               if isinstance(head.get('num_classes'), int)]
-    return Labels(min(counts, default=None), {head.get('ignore_index', 255) for head in found} or {255})
+    return Labels(min(counts, default=None), {head.get('ignore_index', 255) for head in found} - {None} or {255})
