@@ -107,6 +107,8 @@ def shrink(cfg: Config, largest: int) -> int:
         cfg.optim_wrapper.accumulative_counts = 2
     if 'rpn_head' in cfg.model:
         cfg.model.train_cfg.rcnn.sampler.num, cfg.model.test_cfg.rpn.max_per_img = 16, 20
+    if 'frozen' in cfg.filename:  # without ImageNet's weights the frozen BN layers do nothing, and training diverges
+        cfg.optim_wrapper.optimizer.lr = 1e-8
     by_epoch = 'max_epochs' in cfg.train_cfg
     half = 1 if by_epoch else 2
     cfg.train_cfg.update({'max_epochs' if by_epoch else 'max_iters': half, 'val_interval': 1000})
