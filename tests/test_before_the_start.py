@@ -82,6 +82,8 @@ SETTINGS = {
 }
 
 
+@pytest.mark.fault('Malformed config', 'A wrong name, argument, number of classes, list or missing package',
+                   'One sentence that names the setting, before the start')
 @pytest.mark.parametrize('name', SETTINGS)
 def test_a_wrong_setting_is_a_sentence(name, check, whole):
     more, sentence = SETTINGS[name]
@@ -90,6 +92,8 @@ def test_a_wrong_setting_is_a_sentence(name, check, whole):
     assert len(found) == 1 or name in ('no optimizer', 'model that is a name', 'no labels', 'data set')
 
 
+@pytest.mark.fault('Malformed config', 'Several wrong settings at once',
+                   'All are listed')
 def test_several_faults_are_listed_together(check, whole):
     (whole / 'file').write_text('')
     found = check(whole, "model['backbone']['norm_cfg'] = dict(type='BCNN')\ntrain_pipeline[2]['type'] = 'Crop'\n"
@@ -105,6 +109,8 @@ def test_implementations_may_be_chosen(choice, check, whole):
     assert check(whole, "model['backbone']['norm_cfg'] = dict(type='BCN')", WSBCN_IMPL=choice) == []
 
 
+@pytest.mark.fault('Malformed config', 'A work folder that cannot be written',
+                   'One sentence')
 def test_a_folder_that_is_not_writable_is_named(check, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: str(path) != str(tmp_path))  # root may write anywhere
     assert check(whole) == [f'the work folder {tmp_path / "run"} cannot be used, because {tmp_path} is not writable; '
@@ -126,6 +132,8 @@ CONFIGS = {
 }
 
 
+@pytest.mark.fault('Malformed config', 'Broken YAML, JSON and Python, empty files, missing bases',
+                   'One sentence, in each tool')
 @pytest.mark.parametrize('name', CONFIGS)
 @pytest.mark.parametrize('tool', ['train.py', 'test.py', 'infer.py'])
 def test_a_config_that_cannot_be_read_is_a_sentence(name, tool, tmp_path):
@@ -173,6 +181,8 @@ DATA = {
 }
 
 
+@pytest.mark.fault('Malformed data', 'Wrong labels and lists, missing and damaged files',
+                   'One sentence that names the file, before the start')
 @pytest.mark.parametrize('name', DATA)
 @pytest.mark.parametrize('before', ['--check', 'training'])
 def test_faults_of_data_are_named_by_their_file(name, before, tmp_path):
@@ -187,6 +197,8 @@ def test_faults_of_data_are_named_by_their_file(name, before, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.fault('Malformed data', 'All labels ignored',
+                   'One sentence')
 def test_labels_that_are_all_ignored_are_a_fault_and_some_are_not(check, tmp_path):
     write_data(tmp_path / 'data')
     labels = tmp_path / 'data' / 'labels'
@@ -198,6 +210,8 @@ def test_labels_that_are_all_ignored_are_a_fault_and_some_are_not(check, tmp_pat
                                         'ignored 255; there is nothing to learn from']
 
 
+@pytest.mark.fault('Malformed data', 'Class lists in files: right, of another length, with blank lines, empty',
+                   'Used, or one sentence')
 @pytest.mark.parametrize(('text', 'sentences'), [
     ('ground\ntree\nhouse\n', []),
     ('ground\ntree\n', ['the model has 3 classes, but BaseSegDataset has 2; set model.decode_head.num_classes=2']),
@@ -219,6 +233,8 @@ def test_lists_of_loaders_and_wrapped_data_sets_are_looked_at(check, whole):
     assert any('data folder /no does not exist' in line for line in found)
 
 
+@pytest.mark.fault('Malformed data', 'Images and networks of 1 and 4 channels',
+                   'They train, or one sentence')
 @pytest.mark.parametrize(('channels', 'more', 'sentence'), [
     (4, "load[0]['color_type'] = 'unchanged'", 'is loaded with 4 channels, but the network takes 3; set '
      'model.backbone.in_channels=4'),
@@ -234,6 +250,8 @@ def test_channels_of_images_and_network_agree(channels, more, sentence, check, t
     assert all(sentence in line for line in found) and found if sentence else found == []
 
 
+@pytest.mark.fault('Malformed config', 'Binary heads, with one and with two outputs',
+                   'They train, or one sentence')
 @pytest.mark.parametrize(('head', 'fits'), [
     (dict(num_classes=2, out_channels=1), True), (dict(num_classes=1, out_channels=1), True),
     (dict(num_classes=2), True), (dict(num_classes=1), False)])

@@ -39,6 +39,8 @@ def settings(workers: int) -> str:
             "train_cfg.update(max_iters=20, val_interval=20)\n")
 
 
+@pytest.mark.fault('Damaged file', 'An image or label that cannot be read, in the middle of a training',
+                   'The training ends with its name; checkpoints are whole')
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('folder', ['images', 'labels'])
 def test_a_damaged_file_is_named(folder, workers, tmp_path):
@@ -58,6 +60,8 @@ def test_a_damaged_file_is_named(folder, workers, tmp_path):
         read_checkpoint(checkpoint)
 
 
+@pytest.mark.fault('Damaged file', 'An image that cannot be read, in a validation',
+                   'The training ends with its name; checkpoints are whole')
 def test_a_damaged_file_of_evaluation_data_is_named(tmp_path):
     write_data(tmp_path / 'data', images=IMAGES)
     data = tmp_path / 'data'
@@ -72,6 +76,8 @@ def test_a_damaged_file_of_evaluation_data_is_named(tmp_path):
     assert f'{path} cannot be loaded' in code
 
 
+@pytest.mark.fault('Lost process', 'A data loading worker is killed',
+                   'The training ends with a sentence')
 def test_a_worker_that_is_killed_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     write_data(tmp_path / 'data', images=IMAGES)
@@ -85,6 +91,8 @@ def test_a_worker_that_is_killed_is_a_sentence(tmp_path, monkeypatch):
     assert 'Traceback' not in printed
 
 
+@pytest.mark.fault('Damaged file', 'The same in one of two processes',
+                   'Both end; the last line names the file')
 def test_a_damaged_file_is_named_in_the_last_line_of_two_processes(tmp_path):
     write_data(tmp_path / 'data', images=IMAGES)
     path = tmp_path / 'data' / 'labels' / f'{missed()}.png'

@@ -94,6 +94,8 @@ CASES = {
 }
 
 
+@pytest.mark.fault('Other checkpoint', 'Missing, unexpected or misshapen tensors, NaN, WS in only one of the two',
+                   'The same sentence in each tool, before the start')
 @pytest.mark.parametrize('name', CASES)
 def test_every_tool_says_the_same(name, config, data, tmp_path):
     of_network, of_file, change, sentence, on_start = CASES[name]
@@ -122,6 +124,8 @@ def test_every_tool_says_the_same(name, config, data, tmp_path):
     assert ('start anew' in printed) == new
 
 
+@pytest.mark.fault('Other checkpoint', 'Another number of classes, as `load_from`',
+                   'It trains; one line names what starts anew')
 def test_new_classes_are_named_in_a_line_and_train(config, data, tmp_path):
     checkpoint = write_checkpoint(tmp_path / 'x.pth', config(CLASSES))
     code, printed = run('train.py', config(EMA), '--work-dir', tmp_path / 'run', '--cfg-options',
@@ -145,6 +149,8 @@ def test_averaged_checkpoints_are_judged(config, tmp_path):
         'test.py', config(EMA), path, '--check')[0]
 
 
+@pytest.mark.fault('Other checkpoint', 'Pretrained weights of another network',
+                   'One sentence, before the start')
 @pytest.mark.parametrize('init_cfg', ["dict(type='Pretrained', checkpoint={!r}, prefix='backbone.')",
                                       "dict(type='PretrainedBackbone', checkpoint={!r})"])
 @pytest.mark.parametrize(('of_file', 'change', 'sentence'), [
@@ -203,6 +209,8 @@ open({0!r}, 'w')
 """
 
 
+@pytest.mark.fault('Hostile file', 'Code in the config that a checkpoint carries',
+                   'It is parsed, not executed')
 def test_the_config_in_a_checkpoint_is_never_run(tmp_path):
     settings = saved_settings(dict(meta=dict(cfg=HOSTILE.format(str(tmp_path / 'ran')))))
     assert settings['backbone'].standardized is True
@@ -246,6 +254,8 @@ def binary(classes: int) -> str:
             "train_dataloader['dataset'] = dataset\nval_dataloader['dataset']['metainfo'] = binary\n")
 
 
+@pytest.mark.fault('Other checkpoint', 'Binary heads in every tool',
+                   'They work')
 @pytest.mark.parametrize('classes', [1, 2])
 def test_binary_heads_pass_through_every_tool(classes, config, tmp_path):
     write_data(tmp_path / 'data', classes=2)

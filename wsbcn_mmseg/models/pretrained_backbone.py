@@ -43,7 +43,7 @@ class PretrainedBackbone:
         fit.require_all()
         for child in module.modules():
             child.is_init = True  # or MMEngine would initialize ConvModules anew, after this
-        print_log(f'Backbone: loaded {len(fit.shapes)} tensors from {self.checkpoint}', logger='current')
+        print_log(f'Backbone: loaded {len(module.state_dict())} tensors from {self.checkpoint}', logger='current')
 
     def compare(self, module: nn.Module) -> Fit:
         """Load what fits, and say what does not."""
