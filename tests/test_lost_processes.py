@@ -40,7 +40,7 @@ PARAMETERS = [
         'Lost process', 'One of two processes is killed',
         'All processes end with an error; the training resumes exactly')),
     pytest.param('node', 2, marks=pytest.mark.fault(
-        'Lost process', 'One of two nodes is killed', 'The other ends and says so; the training resumes exactly'))]
+        'Lost process', 'One of two nodes is killed', 'The other ends with an error; the training resumes exactly'))]
 
 
 @pytest.mark.parametrize(('lost', 'nodes'), PARAMETERS)

@@ -77,8 +77,8 @@ def kill_and_resume(kills: int, seed: int, folder: Path, undisturbed: tuple) -> 
     assert same(state, train(folder))
 
 
-@fault('Kill', 'The process is killed at random moments, while it writes included: 100 kills',
-       'Every training resumes and ends with the weights of an undisturbed one, bit for bit')
+@fault('Kill', 'The process is killed 100 times at random moments, also while it writes',
+       'Every training resumes and ends with the weights of an uninterrupted one, bit for bit')
 def test_a_hundred_kills_at_random_moments(undisturbed, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda seed: kill_and_resume(KILLS // 2, seed, tmp_path / str(seed), undisturbed), range(2)))
@@ -93,7 +93,7 @@ def test_any_number_of_workers_resumes_to_the_same_weights(stop, before, after, 
 
 
 @fault('Kill', 'No seed was given',
-       'The drawn seed is kept in the checkpoint and goes on')
+       'The training resumes with the random seed, which is in the checkpoint')
 def test_a_seed_that_was_drawn_goes_on(tmp_path):
     train(tmp_path / 'part', seed=None, stop=4)
     seed = newest_whole_checkpoint(tmp_path / 'part').seed
@@ -102,7 +102,7 @@ def test_a_seed_that_was_drawn_goes_on(tmp_path):
 
 
 @fault('Kill', 'The work folder was moved',
-       'It resumes where it is now; nothing is written to its old place')
+       'The training resumes in the new folder; nothing is written to the old one')
 def test_a_folder_that_was_moved_resumes_in_its_new_place(undisturbed, tmp_path):
     train(tmp_path / 'old', stop=6)
     best = next((tmp_path / 'old').glob('best_*')).name
@@ -132,7 +132,7 @@ def damage(path: Path) -> None:
 
 
 @fault('Kill', '`last_checkpoint` is cut short, names another folder, or is missing',
-       'The newest whole checkpoint is used, and said')
+       'The newest whole checkpoint is used, and named in the log')
 @pytest.mark.parametrize('pointer', ['', 'iter_1', '/elsewhere/run/iter_99.pth', None])
 def test_a_bad_pointer_is_named_and_passed_over(pointer, work_dir):
     if pointer is None:
@@ -145,7 +145,7 @@ def test_a_bad_pointer_is_named_and_passed_over(pointer, work_dir):
 
 
 @fault('Damaged file', 'The newest checkpoint is cut, empty or has a flipped bit',
-       'The one before it is used, and said; without any whole one, an error')
+       'The previous one is used, and named in the log; without a whole checkpoint, an error')
 @pytest.mark.parametrize('harm', [damage, lambda path: path.write_bytes(path.read_bytes()[:5000]),
                                   lambda path: path.write_bytes(b'')], ids=['flipped', 'cut', 'empty'])
 def test_damaged_checkpoints_are_passed_over(harm, work_dir):
@@ -169,7 +169,7 @@ def test_the_newest_is_the_one_saved_last(work_dir):
 
 
 @fault('Damaged file', '1 or 2,000 bytes of a checkpoint flip',
-       'Refused, or the weights are not affected')
+       'An error, or the weights are not affected')
 @pytest.mark.parametrize('seed', range(4))
 def test_flipped_bytes_are_noticed(seed, work_dir):
     path, chance = work_dir / 'iter_10.pth', random.Random(seed)
@@ -195,7 +195,7 @@ class FullDisk(Hook):
 
 
 @fault('Full disk', 'A checkpoint cannot be written',
-       'The training ends with an error, the checkpoint before is whole, and the training resumes exactly')
+       'The training ends with an error, the previous checkpoint is whole, and the training resumes exactly')
 def test_a_full_disk_leaves_the_last_checkpoint_whole(undisturbed, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     runner = make(tmp_path)
@@ -252,7 +252,7 @@ def served(tmp_path, monkeypatch):
 
 
 @fault('Hostile file', 'A checkpoint that executes code, by path, URL, torchvision://, modelzoo://, openmmlab:// and mmcls://',
-       'Nothing is executed; the message names the function that would have been')
+       'Nothing is executed; the error names the function that the file would have called')
 def test_no_scheme_runs_what_a_checkpoint_holds(hostile, served, monkeypatch):
     names = 'mmengine.runner.checkpoint.'
     for function in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
@@ -297,7 +297,7 @@ def test_a_config_in_a_checkpoint_is_not_run_when_it_is_resumed(undisturbed, wor
 
 
 @fault('Damaged file', 'An empty file, an HTML page, text, a cut file or a pickle as checkpoint',
-       'Each is called what it is')
+       'The error names the kind of file')
 @pytest.mark.parametrize(('content', 'reason'), [
     (b'', 'is empty'),
     (b'<!DOCTYPE html><html>Not found</html>', 'is an HTML page; did a download fail'),
@@ -331,7 +331,7 @@ def test_files_without_checksums_are_read(tmp_path):
 
 
 @fault('Kill', '`--resume` in an empty folder; with `load_from` in the config; with pretrained weights that are gone',
-       'An error; the work folder; the work folder')
+       'An error; resumes from the work folder; resumes from the work folder')
 def test_resume_means_the_work_folder(mini_voc, hostile, tmp_path):
     """Even if the config loads other weights, which are gone by now, and the work folder is elsewhere."""
     train_a_little = ['--cfg-options', *SMALL, 'train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=1',
