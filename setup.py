@@ -60,8 +60,8 @@ setup(
     install_requires=['torch>=2.4'],
     extras_require={
         **{name: requirements(f'{name}.txt') for name in (
-            'onedl', 'openmmlab', 'openmmlab-pretrain', 'detection', 'video', 'digits', 'export', 'docs',
-            'tests')},
+            'onedl', 'onedl-detection', 'openmmlab', 'openmmlab-pretrain', 'detection', 'video', 'digits', 'export',
+            'docs', 'tests')},
         'pretrain': requirements('onedl-pretrain.txt')
     },
     entry_points={'console_scripts': ['wsbcn = wsbcn.command:main']},

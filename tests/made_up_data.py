@@ -1,6 +1,7 @@
 """A few drawn images in the formats of the data sets that the configs train on."""
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,8 @@ def make_cifar(root: Path) -> Path:
     return root
 
 
-def make_coco(root: Path) -> Path:
-    """COCO_ROOT of four images with one box and one polygon each."""
+def make_coco(root: Path, names: Sequence[str] = ('person', 'bicycle')) -> Path:
+    """COCO_ROOT of four images with one box and one polygon each, of the classes with these names."""
     (root / 'annotations').mkdir(parents=True, exist_ok=True)
     for split in ('train2017', 'val2017'):
         (root / split).mkdir()
@@ -93,7 +94,7 @@ def make_coco(root: Path) -> Path:
             images.append(dict(id=number, file_name=f'{number:012}.jpg', height=96, width=128))
             annotations.append(dict(id=number, image_id=number, category_id=1, bbox=[16, 16, 64, 48], area=64 * 48,
                                     iscrowd=0, segmentation=[[16, 16, 80, 16, 80, 64, 16, 64]]))
-        classes = [dict(id=1, name='person'), dict(id=2, name='bicycle')]
+        classes = [dict(id=number, name=name) for number, name in enumerate(names, 1)]
         content = dict(images=images, annotations=annotations, categories=classes)
         (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
     return root

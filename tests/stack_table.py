@@ -5,7 +5,6 @@ docs/stacks/STACK.csv, and the page is made from all of them.
 """
 import csv
 import re
-from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,18 +29,16 @@ def pytest_configure(config):
 
 
 class StackTable:
-    """Collects the stages that each config passed, and counts all tests."""
+    """Collects the stages that each config passed."""
 
     def __init__(self, stack: str):
-        self.stack, self.rows, self.counts, self.reasons = stack, [], Counter(), {}
+        self.stack, self.rows, self.reasons = stack, [], {}
 
     def pytest_runtest_logreport(self, report):
-        if report.when == 'call' or not report.passed and report.when == 'setup':
-            self.counts[report.outcome] += 1
-            if report.skipped:
-                self.reasons[report.nodeid] = report.longrepr[-1].removeprefix('Skipped: ')
-            elif report.failed:
-                self.reasons[report.nodeid] = report.longrepr.reprcrash.message.splitlines()[0][:200]
+        if report.skipped:
+            self.reasons[report.nodeid] = report.longrepr[-1].removeprefix('Skipped: ')
+        elif report.failed:
+            self.reasons[report.nodeid] = report.longrepr.reprcrash.message.splitlines()[0][:200]
         properties = dict(report.user_properties)
         if report.when == 'teardown' and 'stages' in properties:  # a fixture's, which the call does not have yet
             passed = properties['stages']
@@ -50,16 +47,25 @@ class StackTable:
                               'reason': self.reasons.get(report.nodeid, '')})
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self):
-        header = {'config': f'torch {version("torch")}; {_versions(self.stack)}; tests: '
-                  f'{", ".join(f"{count} {outcome}" for outcome, count in sorted(self.counts.items()))}'}
+    def pytest_sessionfinish(self, session):
+        if hasattr(session.config, 'workerinput'):  # a process of pytest-xdist, which has some of the tests
+            return
         path = DOCS / 'stacks' / f'{self.stack}.csv'
         path.parent.mkdir(exist_ok=True)
+        rows = {row['config']: row for row in [*_rows(path)[1:], *self.rows]}  # of configs that did not run now, too
         with path.open('w', newline='') as file:
             writer = csv.DictWriter(file, ('config', *STAGES, 'reason'))
             writer.writeheader()
-            writer.writerows([header, *sorted(self.rows, key=lambda row: row['config'])])
+            writer.writerows([{'config': f'torch {version("torch")}, {_versions(self.stack)}'},
+                              *(rows[name] for name in sorted(rows))])
         write_page()
+
+
+def _rows(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
 
 
 def _versions(stack: str) -> str:
@@ -76,8 +82,7 @@ def write_page() -> None:
     """Make the table of docs/stacks.md from the files in docs/stacks."""
     stacks, lines = {}, ['']
     for path in sorted((DOCS / 'stacks').glob('*.csv')):
-        with path.open(newline='') as file:
-            header, *rows = csv.DictReader(file)
+        header, *rows = _rows(path)
         stacks[path.stem] = {row['config']: row for row in rows}
         lines.append(f'- **{path.stem}**: {header["config"]}')
     lines += ['', f'| Config | {" | ".join(stacks)} |', f'|---|{"---|" * len(stacks)}']

@@ -33,7 +33,10 @@ def data(tmp_path_factory):
     """Environment variables that name the data."""
     root = tmp_path_factory.mktemp('data')
     roots = {name: str(getattr(made_up_data, f'make_{name}')(root / name))
-             for name in ('voc', 'camvid', 'cityscapes', 'imagenet', 'cifar', 'coco', 'sthv1')}
+             for name in ('voc', 'camvid', 'cityscapes', 'imagenet', 'cifar', 'sthv1')}
+    if importlib.util.find_spec('mmdet') and importlib.util.find_spec('mmcv._ext'):
+        names = importlib.import_module('mmdet.datasets').CocoDataset.METAINFO['classes']
+        roots['coco'] = str(made_up_data.make_coco(root / 'coco', names))  # the network may predict any of them
     weights = root / 'efficientnet_lite0.pth'
     if importlib.util.find_spec('timm'):
         network = importlib.import_module('timm').create_model('tf_efficientnet_lite0', features_only=True,
