@@ -39,7 +39,7 @@ def training(name: str, batch: int, seed: int, updates: int) -> Training:
     settings |= {
         'train_dataloader.batch_size': batch, 'optim_wrapper.optimizer.lr': .05 * batch / 8,
         'train_cfg.max_iters': iterations, 'train_cfg.val_interval': iterations,
-        'param_scheduler.0.end': iterations + 1, 'default_hooks.logger.interval': iterations // 10,
+        'param_scheduler.0.end': iterations + 1, 'default_hooks.logger.interval': max(1, iterations // 10),
         'default_hooks.checkpoint.interval': iterations}
     return Training(name, batch, seed, ROOT / 'configs' / '_base_' / 'mini_voc.py', options(settings))
 
