@@ -45,7 +45,7 @@ class FaultsTable:
             return
         kinds = list(dict.fromkeys(kind for kind, _, _ in self.cases))
         rows = sorted(self.cases, key=lambda row: kinds.index(row[0]))
-        lines = ['| Kind | What was tried | What happens | Cases | Survived |', '|---|---|---|---|---|',
+        lines = ['| Kind | What was tried | What happens | Tests | Passed |', '|---|---|---|---|---|',
                  *(f'| {" | ".join(row)} | {self.cases[row]} | {self.survived[row]} |' for row in rows)]
         table = '\n'.join(['', *lines, '', ''])
         self.path.write_text(TABLE.sub(lambda _: table, self.path.read_text()))

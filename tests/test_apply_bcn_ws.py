@@ -240,5 +240,7 @@ def test_patterns_that_match_nothing_end_in_a_sentence(tmp_path, mini_voc):
     result = run_tool('train.py', ROOT / 'configs' / 'deeplabv3_r101_bn_voc.py', '--bcn-ws', '--include', 'deocde_head',
                       '--work-dir', tmp_path, check=False, VOC_ROOT=str(mini_voc))
     last = result.stderr.strip().splitlines()[-1]
-    assert result.returncode and last.startswith("train.py: 'deocde_head' matches no norm or convolution")
+    assert result.returncode == 1
+    assert last.startswith('train.py: ')
+    assert "'deocde_head' matches no norm or convolution" in last
     assert 'Traceback' not in result.stderr

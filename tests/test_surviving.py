@@ -284,7 +284,7 @@ def test_urls_are_downloaded_once_and_told_apart(served, tmp_path):
         read_checkpoint(f'{served}/a/net2.pth')
 
 
-@fault('Hostile file', 'A checkpoint whose metadata holds a config, which MMEngine executes on resume',
+@fault('Hostile file', 'A checkpoint whose metadata holds a config, which MMEngine itself would execute',
        'It is not executed')
 def test_a_config_in_a_checkpoint_is_not_run_when_it_is_resumed(undisturbed, work_dir):
     """MMEngine's runner executes ``meta['config']``, which MMCV 1 wrote."""
@@ -296,7 +296,7 @@ def test_a_config_in_a_checkpoint_is_not_run_when_it_is_resumed(undisturbed, wor
     assert not (work_dir / 'ran').exists()
 
 
-@fault('Damaged file', 'An empty file, an HTML page, text, a cut file or a pickle as checkpoint',
+@fault('Damaged file', 'An empty file, an HTML page, text, a cut file or another pickle as checkpoint',
        'The error names the kind of file')
 @pytest.mark.parametrize(('content', 'reason'), [
     (b'', 'is empty'),
@@ -358,7 +358,7 @@ def test_resume_means_the_work_folder(mini_voc, hostile, tmp_path):
     read_checkpoint(moved / 'iter_2.pth')
 
 
-@fault('Hostile file', 'A hostile checkpoint in `init_cfg` of any part',
+@fault('Hostile file', 'A hostile checkpoint in `init_cfg` of any module',
        'Nothing is executed')
 def test_weights_of_every_part_are_read_with_care(mini_voc, hostile, tmp_path):
     (tmp_path / 'config.py').write_text(
