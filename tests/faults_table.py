@@ -1,6 +1,6 @@
 """The table of docs/faults.md: what tests marked with ``fault`` tried and what was survived.
 
-python -m pytest -m fault --faults-table docs/faults.md
+python -m pytest -m fault --faults-table=docs/faults.md
 """
 import re
 from collections import Counter

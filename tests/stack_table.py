@@ -1,6 +1,6 @@
 """The tables of docs/stacks.md: what holds for each config with each OpenMMLab stack.
 
-tools/run_stack_tests.sh STACK calls pytest with ``--stack-table STACK``. The results of each stack are kept in
+tools/run_stack_tests.sh STACK calls pytest with ``--stack-table=STACK``. The results of each stack are kept in
 docs/stacks/STACK.csv, and the page is made from all of them.
 """
 import csv
