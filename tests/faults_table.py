@@ -43,8 +43,7 @@ class FaultsTable:
     def pytest_sessionfinish(self, session):
         if hasattr(session.config, 'workerinput'):  # a process of pytest-xdist, which has some of the tests
             return
-        kinds = list(dict.fromkeys(kind for kind, _, _ in self.cases))
-        rows = sorted(self.cases, key=lambda row: kinds.index(row[0]))
+        rows = sorted(self.cases)
         lines = ['| Kind | What was tried | What happens | Tests | Passed |', '|---|---|---|---|---|',
                  *(f'| {" | ".join(row)} | {self.cases[row]} | {self.survived[row]} |' for row in rows)]
         table = '\n'.join(['', *lines, '', ''])

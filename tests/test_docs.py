@@ -1,4 +1,5 @@
 """README and docs: code runs, tables are the measurements, files and links exist, the site builds."""
+import ast
 import csv
 import importlib
 import json
@@ -270,3 +271,16 @@ def test_the_comparison_of_the_page_is_one(monkeypatch):
 def test_the_kernel_page_names_what_exists():
     names = re.findall(r'^\| `(\w+)` \|', (ROOT / 'docs' / 'add_a_kernel.md').read_text(), re.M)
     assert tuple(names) == IMPLEMENTATIONS
+
+
+def test_the_table_of_faults_has_all_that_is_tested(root):
+    """``python -m pytest -m fault --faults-table=docs/faults.md`` makes it."""
+    page = (root / 'docs' / 'faults.md').read_text()
+    calls = [node for path in (root / 'tests').glob('test_*.py') for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Call) and getattr(node.func, 'attr', getattr(node.func, 'id', '')) == 'fault']
+    rows = [' | '.join(argument.value for argument in call.args) for call in calls]
+    assert len(rows) > 30
+    assert [row for row in rows if f'| {row} |' not in page] == []
+    counts = re.findall(r'\| (\d+) \| (\d+) \|$', page, re.M)
+    assert len(counts) == len(rows)
+    assert all(tests == passed for tests, passed in counts)
