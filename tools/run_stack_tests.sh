@@ -26,4 +26,5 @@ pip install --quiet "${EXTRAS[@]}" --constraint <(pip freeze | grep '^torch==')
 [[ -z ${MMACTION2:-} ]] || pip install --quiet --no-deps --no-build-isolation --editable "$MMACTION2"
 python -c 'import triton' 2> /dev/null || pip install --quiet --no-deps 'triton>=3.7.1'
 mkdir -p work_dirs/stack_tests
-python -m pytest -m 'stack or not stack' -rs --stack-table="$STACK" "${@:2}" |& tee "work_dirs/stack_tests/$STACK.txt"
+python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m 'stack or not stack' -rs \
+    --stack-table="$STACK" "${@:2}" |& tee "work_dirs/stack_tests/$STACK.txt"
