@@ -39,13 +39,11 @@ from wsbcn_mmseg.datasets.mini_voc import make_mini_voc
 from wsbcn_mmseg.datasets.voc_aug import plan_voc_aug, prepare_voc_aug
 from wsbcn_mmseg.experiments.method import methods
 
-WIDE = dict(type='BCN', min_channels_per_group=16)
 CONVERSIONS = {  # arguments of convert_model, and whether to calibrate
     'none (BN)': (None, False),
     'BCN + WS': (dict(), False),
     'BCN + WS, `preserve=True`': (dict(preserve=True), False),
-    'the same, at least 16 channels per group': (dict(preserve=True, norm=WIDE), False),
-    'the same, calibrated on ten images': (dict(preserve=True, norm=WIDE), True),
+    'the same, calibrated on ten images': (dict(preserve=True), True),
 }
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint: tools/test.py CONFIG CHECKPOINT, or tools/dist_test.sh CONFIG CHECKPOINT GPUS."""
 import argparse
+from pathlib import Path
 
 from wsbcn.arguments import add_run_arguments, network_parser, parse
 
@@ -44,6 +45,7 @@ def set_up(args: argparse.Namespace) -> Config:
         if not isinstance(cfg.test_evaluator, dict):
             raise UsageError(f'--out needs one test_evaluator, {args.config} has {len(cfg.test_evaluator)}')
         cfg.test_evaluator.output_dir = args.out
+        Path(args.out).mkdir(parents=True, exist_ok=True)  # the metric does so in one process, others may be faster
     if args.tta:
         if 'tta_pipeline' not in cfg:
             raise UsageError(f'{args.config} has no tta_pipeline; configs/_base_/voc_aug.py shows one')
