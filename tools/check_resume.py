@@ -73,26 +73,27 @@ def differences(folder: Path, other: Path) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    whole, chance, kills, finished = args.out / 'whole', random.Random(args.seed), 0, 0
+    whole, chance = args.out / 'whole', random.Random(args.seed)
+    kills, finished, interrupted = 0, 0, True
     shutil.rmtree(args.out, ignore_errors=True)
     begin = time.perf_counter()
     if start(args, whole).wait():
         exit_with(f'the training failed; see {whole / "output.txt"}')
     seconds = time.perf_counter() - begin
-    while kills < args.kills or not finished:
+    while kills < args.kills or interrupted:  # the last one, too, is resumed to its end
         folder = args.out / f'killed{finished}'
         process = start(args, folder)
         try:
             status = process.wait(chance.uniform(0, seconds) if kills < args.kills else None)
         except subprocess.TimeoutExpired:
             kill(process)
-            kills += 1
+            kills, interrupted = kills + 1, True
             continue
         if status:
             exit_with(f'the training failed after {kills} kills; see {folder / "output.txt"}')
         if found := differences(whole, folder):
             exit_with(f'after {kills} kills {len(found)} tensors differ, the first is {found[0]}; see {folder}')
-        finished += 1
+        finished, interrupted = finished + 1, False
         print(f'{kills} kills, {finished} trainings finished, all equal to the undisturbed one', flush=True)
 
 
