@@ -1,4 +1,5 @@
 """The number of threads, one seed, and helpers that several test files share."""
+import importlib
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -52,6 +54,33 @@ def mini_voc(tmp_path_factory) -> Path:
     voc_root = folder / 'VOCdevkit' / 'VOC2012'
     run_tool('prepare_voc_aug.py', voc_root, '--sbd', folder / 'benchmark_RELEASE', '--expected', 16)
     return voc_root
+
+
+def require(package: str) -> None:
+    """Skip unless a package of OpenMMLab is installed whole, with the compiled operators that it needs."""
+    try:
+        for module in ['mmcv.ops'] * (package == 'mmdet') + [f'{package}.models', f'{package}.datasets']:
+            importlib.import_module(module)
+    except ImportError as error:
+        pytest.skip(f'{package} cannot be imported here: {error}')
+
+
+@pytest.fixture
+def scope_of_its_own():
+    """Runners set a default scope for the whole process; it is removed after the test."""
+    names = set(DefaultScope._instance_dict)
+    yield
+    for name in set(DefaultScope._instance_dict) - names:
+        DefaultScope._instance_dict.pop(name)
+
+
+@pytest.fixture(scope='module')
+def small_data(tmp_path_factory) -> Path:
+    """The folder of a few pictures with labels."""
+    from small_segmentation import write_data
+    folder = tmp_path_factory.mktemp('small_data')
+    write_data(folder)
+    return folder
 
 
 def run_tool(script: str, *arguments, check: bool = True, **environment) -> subprocess.CompletedProcess:

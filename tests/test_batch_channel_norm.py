@@ -291,6 +291,9 @@ def test_the_environment_chooses_the_implementation(monkeypatch):
     monkeypatch.setenv('WSBCN_IMPL', 'reference')
     y = batch_channel_norm(x, *arguments(torch.float32), G, training=True)
     assert 'BatchChannelNorm' not in type(y.grad_fn).__name__
+    monkeypatch.setenv('WSBCN_IMPL', 'auto')
+    y = batch_channel_norm(x, *arguments(torch.float32), G, training=True)
+    assert 'BatchChannelNorm' in type(y.grad_fn).__name__
     monkeypatch.setenv('WSBCN_IMPL', 'nonsense')
     with pytest.raises(ValueError, match="got 'nonsense'"):
         batch_channel_norm(x, *arguments(torch.float32), G, training=True)

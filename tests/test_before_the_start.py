@@ -13,13 +13,6 @@ from wsbcn_mmseg.runtime.checks import heads
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('whole')
-    write_data(folder)
-    return folder
-
-
 @pytest.fixture
 def check(tmp_path):
     """Runs ``train.py --check`` and returns the sentences that it ends with."""
@@ -40,8 +33,8 @@ def check(tmp_path):
     return start
 
 
-def test_nothing_is_wrong_with_a_whole_set_up(check, whole):
-    assert check(whole) == []
+def test_nothing_is_wrong_with_a_whole_set_up(check, small_data):
+    assert check(small_data) == []
 
 
 SETTINGS = {
@@ -85,19 +78,19 @@ SETTINGS = {
 @pytest.mark.fault('Malformed config', 'A wrong name, argument, number of classes, list or missing package',
                    'One sentence that names the setting, before the start')
 @pytest.mark.parametrize('name', SETTINGS)
-def test_a_wrong_setting_is_a_sentence(name, check, whole):
+def test_a_wrong_setting_is_a_sentence(name, check, small_data):
     more, sentence = SETTINGS[name]
-    found = check(whole, more)
+    found = check(small_data, more)
     assert any(sentence in line for line in found), found
     assert len(found) == 1 or name in ('no optimizer', 'model that is a name', 'no labels', 'data set')
 
 
 @pytest.mark.fault('Malformed config', 'Several wrong settings at once',
                    'All are listed')
-def test_several_faults_are_listed_together(check, whole):
-    (whole / 'file').write_text('')
-    found = check(whole, "model['backbone']['norm_cfg'] = dict(type='BCNN')\ntrain_pipeline[2]['type'] = 'Crop'\n"
-                  "model['auxiliary_head'][0]['num_classes'] = 2", '--work-dir', whole / 'file' / 'run',
+def test_several_faults_are_listed_together(check, small_data):
+    (small_data / 'file').write_text('')
+    found = check(small_data, "model['backbone']['norm_cfg'] = dict(type='BCNN')\ntrain_pipeline[2]['type'] = 'Crop'\n"
+                  "model['auxiliary_head'][0]['num_classes'] = 2", '--work-dir', small_data / 'file' / 'run',
                   WSBCN_IMPL='fast')
     for part in ("got 'fast'", 'BCNN', "'Crop'", 'model.auxiliary_head.0 has 2 classes', 'is a file; set --work-dir'):
         assert sum(part in line for line in found) == 1
@@ -105,16 +98,16 @@ def test_several_faults_are_listed_together(check, whole):
 
 
 @pytest.mark.parametrize('choice', ['auto', 'fused'])
-def test_implementations_may_be_chosen(choice, check, whole):
-    assert check(whole, "model['backbone']['norm_cfg'] = dict(type='BCN')", WSBCN_IMPL=choice) == []
+def test_implementations_may_be_chosen(choice, check, small_data):
+    assert check(small_data, "model['backbone']['norm_cfg'] = dict(type='BCN')", WSBCN_IMPL=choice) == []
 
 
 @pytest.mark.fault('Malformed config', 'A work folder that cannot be written',
                    'One sentence')
-def test_a_folder_that_is_not_writable_is_named(check, whole, tmp_path, monkeypatch):
+def test_a_folder_that_is_not_writable_is_named(check, small_data, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: str(path) != str(tmp_path))  # root may write anywhere
-    assert check(whole) == [f'the work folder {tmp_path / "run"} cannot be used, because {tmp_path} is not writable; '
-                            'set --work-dir']
+    assert check(small_data) == [
+        f'the work folder {tmp_path / "run"} cannot be used, because {tmp_path} is not writable; set --work-dir']
 
 
 CONFIGS = {
@@ -218,15 +211,16 @@ def test_labels_that_are_all_ignored_are_a_fault_and_some_are_not(check, tmp_pat
     ('ground\n\ntree\nhouse\n', ['classes.txt has a blank line, number 2; each line is a class']),
     ('', ['classes.txt names no classes']),
 ])
-def test_class_lists_may_be_files(text, sentences, check, whole, tmp_path):
+def test_class_lists_may_be_files(text, sentences, check, small_data, tmp_path):
     (tmp_path / 'classes.txt').write_text(text)
-    found = check(whole, f'dataset["metainfo"] = dict(classes={str(tmp_path / "classes.txt")!r})\n'
+    found = check(small_data, f'dataset["metainfo"] = dict(classes={str(tmp_path / "classes.txt")!r})\n'
                   "train_dataloader['dataset'] = dataset\nval_dataloader['dataset']['metainfo'] = dataset['metainfo']")
     assert [line.replace(f'{tmp_path}/', '') for line in found] == sentences
 
 
-def test_lists_of_loaders_and_wrapped_data_sets_are_looked_at(check, whole):
-    found = check(whole, "repeated = dict(type='RepeatDataset', times=2, dataset=dict(dataset, ann_file='a.txt'))\n"
+def test_lists_of_loaders_and_wrapped_data_sets_are_looked_at(check, small_data):
+    found = check(small_data,
+                  "repeated = dict(type='RepeatDataset', times=2, dataset=dict(dataset, ann_file='a.txt'))\n"
                   "train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[repeated])\n"
                   "val_dataloader = [val_dataloader, dict(val_dataloader, dataset=dict(dataset, data_root='/no'))]")
     assert any('a.txt does not exist' in line for line in found)

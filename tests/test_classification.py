@@ -1,5 +1,4 @@
 """Every classification config trains a step, on tiny data in the real formats; what it learnt goes into segmentors."""
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_tool
-from made_up_data import make_cifar, make_imagenet
+from made_up_data import accept_checksums, make_cifar, make_imagenet
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from PIL import Image
@@ -33,14 +32,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cifar_checksums(data, monkeypatch):
-    """mmpretrain checks the files against the checksums of the real ones."""
-    from mmpretrain.datasets import CIFAR10, CIFAR100
-    for cls in (CIFAR10, CIFAR100):
-        def checksum(name, cls=cls):
-            return hashlib.md5((data / 'cifar' / cls.base_folder / name).read_bytes()).hexdigest()
-        for attribute in ('train_list', 'test_list'):
-            monkeypatch.setattr(cls, attribute, [[name, checksum(name)] for name, _ in getattr(cls, attribute)])
-        monkeypatch.setattr(cls, 'meta', {**cls.meta, 'md5': checksum(cls.meta['filename'])})
+    accept_checksums(data / 'cifar', monkeypatch)
 
 
 def small_run(config: Path, data: Path, work_dir: Path):

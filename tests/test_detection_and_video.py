@@ -1,17 +1,16 @@
 """Tables 9, 10 and 12: the configs train on tiny data where MMDetection and MMAction2 are installed; their settings
 are in test_settings.py."""
-import importlib
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, require
 from made_up_data import make_coco, make_sthv1
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from torch import nn
@@ -25,23 +24,7 @@ DETECTORS = sorted(path.stem for path in COCO.glob('*.py'))
 VIDEO = ('gn', 'gn_ws', 'bn', 'bn_ws', 'bcn_ws')
 
 
-def require(package: str, extra: str) -> None:
-    """Skip unless ``package`` is installed whole, with the compiled operators that it needs."""
-    try:
-        importlib.import_module('mmcv.ops' if package == 'mmdet' else package)
-        importlib.import_module(f'{package}.models')
-        importlib.import_module(f'{package}.datasets')
-    except ImportError as error:
-        pytest.skip(f'{package} does not import here ({error}); see the extra `{extra}` in configs')
-
-
-@pytest.fixture(autouse=True)
-def _scope():
-    """Runners set a default scope for the whole process."""
-    names = set(DefaultScope._instance_dict)
-    yield
-    for name in set(DefaultScope._instance_dict) - names:
-        DefaultScope._instance_dict.pop(name)
+pytestmark = pytest.mark.usefixtures('scope_of_its_own')
 
 
 class Part(nn.Module):
@@ -94,7 +77,7 @@ def run_one_step(cfg, tmp_path) -> Runner:
 
 @pytest.mark.parametrize('name', ['mask_rcnn_r50_bcn_ws_2x', 'faster_rcnn_r50_gn_ws_1x'])
 def test_detectors_train_and_evaluate(name, coco, tmp_path, monkeypatch):
-    require('mmdet', 'detection')
+    require('mmdet')
     monkeypatch.setenv('COCO_ROOT', str(coco))
     cfg = Config.fromfile(COCO / f'{name}.py')
     cfg.train_cfg.update(max_iters=1, val_interval=1)
@@ -112,7 +95,7 @@ def test_detectors_train_and_evaluate(name, coco, tmp_path, monkeypatch):
 
 
 def test_the_flag_on_a_detector(coco):
-    require('mmdet', 'detection')
+    require('mmdet')
     init_default_scope('mmdet')
     cfg = Config.fromfile(COCO / '_base_' / 'mask_rcnn_r50_2x.py')
     apply_bcn_ws(cfg, log=None)
@@ -127,7 +110,7 @@ def sthv1(tmp_path_factory):
 
 @pytest.mark.parametrize('row', ['bcn_ws', 'bn'])
 def test_tsm_trains_and_evaluates(row, sthv1, tmp_path, monkeypatch):
-    require('mmaction', 'video')
+    require('mmaction')
     if row == 'bcn_ws':
         layers = dict(conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='BCN'))
         classifier = MODELS.build(dict(type='ResNet', depth=50, **layers))

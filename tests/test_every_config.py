@@ -3,7 +3,6 @@
 Not part of the usual tests, as it takes half an hour: tools/run_stack_tests.sh runs it for a named OpenMMLab stack and
 writes what holds to docs/stacks.md.
 """
-import hashlib
 import importlib
 import shutil
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 import made_up_data
 import pytest
 import torch
-from conftest import ROOT, settle
+from conftest import ROOT, require, settle
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from wsbcn_mmseg.runtime.checkpoint import safe_loading
 from wsbcn_mmseg.runtime.launch import load_config
@@ -21,7 +19,7 @@ from wsbcn_mmseg.runtime.resume import resume
 from wsbcn_mmseg.runtime.runner import ResumableRunner
 from wsbcn_mmseg.runtime.whole_files import whole_files
 
-pytestmark = [pytest.mark.stack, pytest.mark.usefixtures('one_thread')]
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures('one_thread', 'scope_of_its_own')]
 CONFIGS = sorted(path.relative_to(ROOT / 'configs') for path in (ROOT / 'configs').rglob('*.py')
                  if '_base_' not in path.parts)
 PACKAGES = dict(coco='mmdet', sthv1='mmaction', imagenet='mmpretrain', cifar='mmpretrain', digits='mmpretrain')
@@ -53,37 +51,6 @@ def stages(request):
     passed = []
     yield passed
     request.node.user_properties.append(('stages', passed))
-
-
-@pytest.fixture(autouse=True)
-def _scope():
-    """Runners set a default scope for the whole process."""
-    names = set(DefaultScope._instance_dict)
-    yield
-    for name in set(DefaultScope._instance_dict) - names:
-        DefaultScope._instance_dict.pop(name)
-
-
-def require(config) -> None:
-    package = PACKAGES.get(config.parts[0], 'mmseg')
-    if package == 'mmdet' and importlib.util.find_spec('mmcv._ext') is None:
-        pytest.skip('mmcv has no compiled operators')
-    try:
-        importlib.import_module(f'{package}.models')
-        importlib.import_module(f'{package}.datasets')
-    except ImportError as error:
-        pytest.skip(f'{package} cannot be imported: {error}')
-
-
-def accept_checksums(root, monkeypatch) -> None:
-    """mmpretrain compares CIFAR's files with the checksums of the real ones."""
-    from mmpretrain.datasets import CIFAR10, CIFAR100
-    for cls in (CIFAR10, CIFAR100):
-        def checksum(name, cls=cls):
-            return hashlib.md5((root / cls.base_folder / name).read_bytes()).hexdigest()
-        for attribute in ('train_list', 'test_list'):
-            monkeypatch.setattr(cls, attribute, [[name, checksum(name)] for name, _ in getattr(cls, attribute)])
-        monkeypatch.setattr(cls, 'meta', {**cls.meta, 'md5': checksum(cls.meta['filename'])})
 
 
 def shrink_images(part, largest: int) -> None:
@@ -122,11 +89,11 @@ def shrink(cfg: Config, largest: int) -> int:
 
 @pytest.mark.parametrize('config', CONFIGS, ids=str)
 def test_it_trains_evaluates_and_resumes(config, data, stages, tmp_path, monkeypatch):
-    require(config)
+    require(PACKAGES.get(config.parts[0], 'mmseg'))
     for name, value in data.items():
         monkeypatch.setenv(name, value)
     if config.parts[0] == 'cifar':
-        accept_checksums(Path(data['CIFAR_ROOT']), monkeypatch)
+        made_up_data.accept_checksums(Path(data['CIFAR_ROOT']), monkeypatch)
     cfg = load_config(str(ROOT / 'configs' / config), None, str(tmp_path), 'none')
     cfg.visualizer.name = str(tmp_path)  # one of the same name would be used again
     half = shrink(cfg, 128 if config.parts[0] == 'coco' else 64)

@@ -23,20 +23,13 @@ GN = "for part in (model['backbone'], model['decode_head'], model['auxiliary_hea
     "    part['norm_cfg'] = dict(type='GN', num_groups={})\n"
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    write_data(folder)
-    return folder
-
-
 @pytest.fixture
-def config(tmp_path, data):
+def config(tmp_path, small_data):
     """Writes a config; two of the same network have the same name."""
 
     def write(more='', root=None):
         path = tmp_path / f'config{abs(hash(more)) % 100000}.py'
-        return write_config(path, root or data, more)
+        return write_config(path, root or small_data, more)
 
     return write
 
@@ -97,11 +90,11 @@ CASES = {
 @pytest.mark.fault('Other checkpoint', 'Missing, unexpected or misshapen tensors, NaN, WS in only one of the two',
                    'The same sentence in each tool, before the start')
 @pytest.mark.parametrize('name', CASES)
-def test_every_tool_says_the_same(name, config, data, tmp_path):
+def test_every_tool_says_the_same(name, config, small_data, tmp_path):
     of_network, of_file, change, sentence, on_start = CASES[name]
     network = config(of_network)
     checkpoint = write_checkpoint(tmp_path / 'x.pth', config(of_file), change or (lambda state: None))
-    image, work_dir = data / 'images' / 'picture0.png', tmp_path / 'run'
+    image, work_dir = small_data / 'images' / 'picture0.png', tmp_path / 'run'
     said = {}
     tools = {'test.py': [network, checkpoint, '--work-dir', work_dir, '--check'],
              'infer.py': [network, checkpoint, image, '--out', tmp_path / 'out', '--device', 'cpu'],
@@ -126,7 +119,7 @@ def test_every_tool_says_the_same(name, config, data, tmp_path):
 
 @pytest.mark.fault('Other checkpoint', 'Another number of classes, as `load_from`',
                    'It trains; one line names what starts anew')
-def test_new_classes_are_named_in_a_line_and_train(config, data, tmp_path):
+def test_new_classes_are_named_in_a_line_and_train(config, small_data, tmp_path):
     checkpoint = write_checkpoint(tmp_path / 'x.pth', config(CLASSES))
     code, printed = run('train.py', config(EMA), '--work-dir', tmp_path / 'run', '--cfg-options',
                         f'load_from={checkpoint}', 'train_cfg.max_iters=1')
@@ -289,7 +282,7 @@ def test_binary_heads_pass_through_every_tool(classes, config, tmp_path):
 @pytest.mark.parametrize(('channels', 'suffix', 'load'), [
     (1, '.png', "color_type='grayscale'"), (4, '.png', "color_type='unchanged'"),
     (4, '.tiff', "color_type='unchanged'"), (6, '.npy', "type='LoadImageFromNpyFile'")])
-def test_images_of_any_channels(channels, suffix, load, config, data, tmp_path):
+def test_images_of_any_channels(channels, suffix, load, config, small_data, tmp_path):
     write_data(tmp_path / 'data', channels=channels, suffix=suffix)
     path = config(f"load[0].update({load})\nmodel['backbone']['in_channels'] = {channels}\n"
                   f"dataset['img_suffix'] = val_dataloader['dataset']['img_suffix'] = {suffix!r}\n", tmp_path / 'data')
@@ -316,8 +309,8 @@ def test_images_of_any_channels(channels, suffix, load, config, data, tmp_path):
     assert (first.labels == model.encode_decode(tensor, [dict(img_shape=(36, 40))]).argmax(1)[0].numpy()).mean() > .99
     assert 'is not of shape' in other.problem
     if suffix == '.png' and channels == 4:
-        wrong, = infer(model, data / 'images' / 'picture0.png', progress=False)
-        assert wrong.problem == f'{data / "images" / "picture0.png"} has 3 channels, but the network takes 4'
+        wrong, = infer(model, small_data / 'images' / 'picture0.png', progress=False)
+        assert wrong.problem == f'{small_data / "images" / "picture0.png"} has 3 channels, but the network takes 4'
 
 
 CASCADE = """
@@ -328,10 +321,10 @@ model.update(type='CascadeEncoderDecoder', num_stages=2, auxiliary_head=None, de
 
 
 @pytest.mark.parametrize('form', ['torchscript', 'state_dict'])
-def test_cascades_export_with_their_description(form, config, data, tmp_path):
+def test_cascades_export_with_their_description(form, config, small_data, tmp_path):
     path = config(CASCADE)
     checkpoint = write_checkpoint(tmp_path / 'x.pth', path)
-    model, image = load_segmentor(path, checkpoint), data / 'images' / 'picture0.png'
+    model, image = load_segmentor(path, checkpoint), small_data / 'images' / 'picture0.png'
     assert infer(model, image, progress=False)[0].labels.shape == (36, 40)
     export(model, tmp_path / 'network', form, [image])
     about = json.loads((tmp_path / 'network.json').read_text())

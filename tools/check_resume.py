@@ -6,11 +6,14 @@ default_hooks.checkpoint.interval=1. Every tensor of the last checkpoints must b
 estimates, the state of the optimizer.
 """
 import argparse
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from wsbcn.arguments import config_file, parse
@@ -52,9 +55,18 @@ def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kill a training and all processes that it started."""
-    subprocess.run(['pkill', '-KILL', '-s', str(process.pid)])
+    """Kill a training and all processes that it started; torchrun starts each in a session of its own."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that they started."""
+    listed = subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout
+    children = list(map(int, listed.split()))
+    return [*children, *(inner for child in children for inner in descendants(child))]
 
 
 def tensors(value, name: str = '') -> dict[str, torch.Tensor]:

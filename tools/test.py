@@ -45,7 +45,8 @@ def set_up(args: argparse.Namespace) -> Config:
         if not isinstance(cfg.test_evaluator, dict):
             raise UsageError(f'--out needs one test_evaluator, {args.config} has {len(cfg.test_evaluator)}')
         cfg.test_evaluator.output_dir = args.out
-        Path(args.out).mkdir(parents=True, exist_ok=True)  # the metric does so in one process, others may be faster
+        if not args.check:  # the metric makes the folder in one process; another may be faster
+            Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.tta:
         if 'tta_pipeline' not in cfg:
             raise UsageError(f'{args.config} has no tta_pipeline; configs/_base_/voc_aug.py shows one')

@@ -69,12 +69,13 @@ def _device(device: str, name: str) -> Line:
     import torch
 
     from wsbcn_mmseg.ops.batch_channel_norm import MODES, implementation_name
+    from wsbcn_mmseg.runtime.errors import describe
     try:
         implementation = implementation_name('auto', torch.zeros(2, 32, 5, 5, device=device), 8)
         differences = [_bcn_difference(device, mode, training) for mode in MODES for training in (True, False)]
         worst = max(*differences, _standardization_difference(device))
     except Exception as error:  # of drivers, compilers and kernels of any kind
-        return Line(device, f'{name}: BCN fails ({_first_line(error)})', broken=True)
+        return Line(device, f'{name}: BCN fails ({describe(error)})', broken=True)
     agrees = worst <= TOLERANCE  # not with NaN either
     return Line(device, f'{name}: BCN by {implementation!r}; output and gradients of BCN and WS '
                 f'{"agree" if agrees else "DO NOT AGREE"} with float64, to {worst:.0e}', broken=not agrees)
@@ -144,14 +145,11 @@ def _is_installed(module: str) -> bool:
 
 
 def _import_error(module: str) -> str:
+    from wsbcn_mmseg.runtime.errors import describe
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
             import_module(module)
         except Exception as error:  # of packages of any kind
-            return _first_line(error)
+            return describe(error)
     return ''
-
-
-def _first_line(error: Exception) -> str:
-    return f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]

@@ -20,6 +20,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
+
 WARM_UP = 3  # rounds before those that count
 
 Row = dict[str, str | float | None]
@@ -118,7 +120,7 @@ def peak_bytes(run: Run, others: int) -> int:
 
 def implementation(name: str):
     """Let BCN layers compute by the implementation of this name, within a ``with`` block."""
-    return mock.patch.dict(os.environ, WSBCN_IMPL=name if name in ('reference', 'fused', 'triton') else '')
+    return mock.patch.dict(os.environ, WSBCN_IMPL=name if name in IMPLEMENTATIONS else '')
 
 
 def implementations(device: str) -> list[str]:

@@ -3,10 +3,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from wsbcn_mmseg.runtime.errors import describe
+
 from .dataflow import Dataflow
 from .report import ConversionError, count, quoted
 from .selection import Selection
-from .trial_run import TrialRun, describe
+from .trial_run import TrialRun
 
 
 def check_result(trial: TrialRun, selection: Selection, before: list[Tensor]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.runtime.errors import describe
 
 from .dataflow import Dataflow, record_dataflow
 from .made_up_inputs import made_up_calls
@@ -175,8 +176,3 @@ def _set_modes(model: nn.Module, norms: Iterable[nn.Module], training: bool) -> 
     for norm in norms:
         for module in norm.modules():
             module.training = False
-
-
-def describe(error: Exception) -> str:
-    """Type and first line of an error."""
-    return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0]}'

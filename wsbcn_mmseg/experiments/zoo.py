@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.conversion import ConversionError, apply_bcn_ws
 from wsbcn_mmseg.conversion.made_up_inputs import made_up_sample
-from wsbcn_mmseg.conversion.trial_run import describe
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.layers.conv_ws import WeightStandardized
+from wsbcn_mmseg.runtime.errors import describe
 
 CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 SMALL = ('r18', 'r50', 'hr18s', 'b0', 'tiny', '-t_', 's16', 'small', '-s_', 's12', 'base', 'b16')  # first choices

@@ -13,7 +13,7 @@ from wsbcn_mmseg.datasets.voc_aug import voc_palette
 from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
 from wsbcn_mmseg.runtime.checks import num_classes
 from wsbcn_mmseg.runtime.errors import UsageError
-from wsbcn_mmseg.runtime.fit import load_file
+from wsbcn_mmseg.runtime.fit import load_checkpoint
 from wsbcn_mmseg.runtime.launch import load_config
 
 from .pipeline import test_set
@@ -52,10 +52,11 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
         model = MODELS.build(description)
     except KeyError as error:  # a type that is not registered
         raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
-    load_file(model, checkpoint).require_all()
+    saved = read_checkpoint(checkpoint)
+    load_checkpoint(model, saved, checkpoint).require_all()
     if isinstance(model.decode_head, nn.ModuleList):  # MMSegmentation asks the cascade, not its last head
         model.decode_head.threshold = model.decode_head[-1].threshold
-    model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint)
+    model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint, saved.get('meta'))
     model.to(_device(device))
     model.eval()
     return model
@@ -70,13 +71,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dataset_meta(cfg: Config, checkpoint: str | Path) -> dict:
+def _dataset_meta(cfg: Config, checkpoint: str | Path, meta: object) -> dict:
     """Names and colors of the classes: from the checkpoint, the config's data set, or numbers and VOC's colors."""
     dataset = test_set(cfg)
     with DATASETS.switch_scope_and_registry(None) as registry:
         dataset_type = registry.get(dataset['type']) if 'type' in dataset else None
     known = dict(getattr(dataset_type, 'METAINFO', {})) | dict(dataset.get('metainfo') or {})
-    meta = read_checkpoint(checkpoint).get('meta')
     meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
     known |= {key: value for key, value in (meta if isinstance(meta, dict) else {}).items() if value}
     count = max(num_classes(cfg) or 2, 2)

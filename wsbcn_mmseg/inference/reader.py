@@ -6,7 +6,7 @@ import numpy as np
 from mmengine.dataset import Compose
 from torch import nn
 
-from wsbcn_mmseg.runtime.building import reason
+from wsbcn_mmseg.runtime.errors import first_line
 from wsbcn_mmseg.runtime.samples import input_channels
 
 from .images import read_image
@@ -77,7 +77,7 @@ class ImageReader:
         try:
             return self.load(dict(img_path=str(path)))['img']
         except Exception as error:  # decoders raise nearly anything on damaged files
-            raise ValueError(f'cannot be decoded ({reason(error)})') from error
+            raise ValueError(f'cannot be decoded ({first_line(error)})') from error
 
 
 def _for_people(pixels: np.ndarray) -> np.ndarray:

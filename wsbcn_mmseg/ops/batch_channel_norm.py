@@ -135,9 +135,9 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
 
 def implementation_name(impl: str, x: Tensor, num_groups: int) -> str:
     """The name of the implementation that serves an input: ``impl``, or what ``'auto'`` stands for."""
-    if impl != 'auto':
-        return impl
-    return 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or _fastest(x, num_groups)
+    if impl == 'auto':
+        impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
+    return _fastest(x, num_groups) if impl == 'auto' else impl
 
 
 def _implementation(impl: str, x: Tensor, num_groups: int):

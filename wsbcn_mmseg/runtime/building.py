@@ -24,7 +24,7 @@ from mmengine.registry import (
 )
 from torch import nn
 
-from .errors import UsageError
+from .errors import UsageError, first_line
 
 # What the parts of a config that are checked may name
 _SEARCHED = (MODELS, DATASETS, TRANSFORMS, WEIGHT_INITIALIZERS, TASK_UTILS, HOOKS, METRICS, OPTIMIZERS, OPTIM_WRAPPERS,
@@ -53,7 +53,7 @@ def build(registry: Registry, config: dict, where: str):
         unknown = next(unknown_types(config, where), None)
         if unknown:
             raise UsageError(unknown) from error
-        place, because = _innermost(registry, config, where, reason(error))
+        place, because = _innermost(registry, config, where, first_line(error))
         raise UsageError(f'{place} cannot be built: {because}') from error
 
 
@@ -74,12 +74,6 @@ def build_network(config: dict) -> nn.Module:
     return build(MODELS, config, 'model')
 
 
-def reason(error: Exception) -> str:
-    """The first line of an error's message, without the quotes of a KeyError; its type if the message is empty."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.strip() or type(error).__name__).splitlines()[0]
-
-
 def check_arguments(registry: Registry, config: dict, where: str) -> None:
     """Raise an UsageError if the type in a config is not known or does not take its arguments; nothing is built."""
     unknown = next(unknown_types(config, where), None)
@@ -92,7 +86,7 @@ def check_arguments(registry: Registry, config: dict, where: str) -> None:
         if kind is not None:
             inspect.signature(kind).bind(**arguments)
     except TypeError as error:
-        raise UsageError(f'{where} cannot be built: {config["type"]} {reason(error)}') from error
+        raise UsageError(f'{where} cannot be built: {config["type"]} {first_line(error)}') from error
 
 
 def _innermost(registry: Registry, config: dict, where: str, message: str) -> tuple[str, str]:
@@ -105,7 +99,7 @@ def _innermost(registry: Registry, config: dict, where: str, message: str) -> tu
                 with quietly():
                     registry.build(copy.deepcopy(inner))
             except Exception as error:
-                if reason(error) == message:
+                if first_line(error) == message:
                     place = f'{where}.{name}' if index is None else f'{where}.{name}.{index}'
                     return _innermost(registry, inner, place, message)
     return where, message

@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, init_default_scope
 
+from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
+
 from .building import missing_package
 from .errors import Faults, UsageError
 
@@ -22,17 +24,14 @@ _WHERE = {
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),
                     'set CIFAR_ROOT to the folder that holds cifar-10-batches-py/ and cifar-100-python/')
 }
-
-
 _OTHER_LABELS = ('STDCHead', )  # heads that learn something else, such as edges, whatever their num_classes
-IMPLEMENTATIONS = ('auto', 'reference', 'fused', 'triton')  # as WSBCN_IMPL names them
 
 
 def check_environment() -> None:
     """``WSBCN_IMPL`` must name an implementation."""
     implementation = os.environ.get('WSBCN_IMPL') or 'auto'
-    if implementation not in IMPLEMENTATIONS:
-        raise UsageError(f'WSBCN_IMPL must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+    if implementation not in ('auto', *IMPLEMENTATIONS):
+        raise UsageError(f'WSBCN_IMPL must be one of auto, {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
 
 
 def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:

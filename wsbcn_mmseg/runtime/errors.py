@@ -44,8 +44,15 @@ class MissingCheckpointError(UsageError, FileNotFoundError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's message, without the quotes of a KeyError; its type if the message is empty."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
+
+
+def describe(error: Exception) -> str:
+    """Type and first line of an error."""
+    kind, message = type(error).__name__, first_line(error)
+    return kind if message == kind else f'{kind}: {message}'
 
 
 def count_tensors(names: Sequence[str], most: int = 3) -> str:

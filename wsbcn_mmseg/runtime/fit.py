@@ -209,11 +209,15 @@ def load_file(module: nn.Module, path: str | Path, prefix: str = '', part: str =
     Raises:
         FileNotFoundError, ValueError: If the file cannot be used; the message is one sentence.
     """
-    checkpoint = read_checkpoint(path)
-    weights = weights_in(checkpoint, path)
+    return load_checkpoint(module, read_checkpoint(path), path, prefix, part)
+
+
+def load_checkpoint(module: nn.Module, checkpoint: dict, source: str | Path, prefix: str = '', part: str = '') -> Fit:
+    """As :func:`load_file`, of a checkpoint that was read from ``source``."""
+    weights = weights_in(checkpoint, source)
     if prefix:
         prefix = prefix.rstrip('.') + '.'
         weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         if not weights:
-            raise CheckpointError(f'{path} has no tensors under {prefix[:-1]}')
-    return load_and_compare(module, weights, path, saved_settings(checkpoint), part)
+            raise CheckpointError(f'{source} has no tensors under {prefix[:-1]}')
+    return load_and_compare(module, weights, source, saved_settings(checkpoint), part)

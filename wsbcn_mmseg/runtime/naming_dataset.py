@@ -2,8 +2,7 @@
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from .building import reason
-from .errors import UsageError
+from .errors import UsageError, first_line
 
 FILES = 'img_path', 'seg_map_path'  # where samples of MMSegmentation name their files
 
@@ -26,7 +25,7 @@ def load_sample(dataset: Dataset, index: int):
     except UsageError:
         raise
     except Exception as error:  # of decoders and transforms of any kind
-        raise SampleError(f'{_name(dataset, index)} cannot be loaded: {reason(error)}') from error
+        raise SampleError(f'{_name(dataset, index)} cannot be loaded: {first_line(error)}') from error
 
 
 def _name(dataset: Dataset, index: int) -> str:

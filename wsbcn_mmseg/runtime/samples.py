@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from mmcv import imread
 from torch import nn
 from torch.utils.data import Dataset
 
-from .building import quietly, reason
-from .errors import Faults, UsageError
+from .building import quietly
+from .errors import Faults, UsageError, first_line
 from .naming_dataset import FILES
 
 
@@ -114,12 +115,11 @@ def _apply(transform: Callable, results: dict, name: str) -> dict | None:
     try:
         return transform(results)
     except Exception as error:
-        raise UsageError(f'{label or name} fails in {type(transform).__name__}: {reason(error)}') from error
+        raise UsageError(f'{label or name} fails in {type(transform).__name__}: {first_line(error)}') from error
 
 
 def _check_depth(results: dict) -> None:
     """MMSegmentation reads label maps as 8 bits, so that 256 would become 0."""
-    from mmcv import imread
     path = results.get('seg_map_path')
     is_cut = results['gt_seg_map'].dtype == np.uint8 and str(path).endswith('.png') and '://' not in path
     raw = imread(path, 'unchanged', backend='pillow') if is_cut else None
@@ -136,7 +136,7 @@ def _check_input(network: nn.Module, results: dict, name: str, training: bool) -
         network.data_preprocessor(dict(inputs=[inputs], data_samples=[results['data_samples']]), training)
     except Exception as error:
         raise UsageError(f'model.data_preprocessor does not take {name}, of {len(inputs)} channels: '
-                         f'{reason(error)}') from error
+                         f'{first_line(error)}') from error
     wanted = refused_channels(network, len(inputs))
     if wanted:
         raise UsageError(f'{name} is loaded with {len(inputs)} channels, but the network takes {wanted}; set '

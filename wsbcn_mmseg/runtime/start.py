@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, init_default_scope
 from torch import nn
 
-from .building import build, build_network, check_arguments, quietly, reason, unknown_types
+from .building import build, build_network, check_arguments, quietly, unknown_types
 from .checks import (
     check_data,
     check_environment,
@@ -21,7 +21,7 @@ from .checks import (
     datasets_of,
     heads,
 )
-from .errors import Faults, UsageError
+from .errors import Faults, UsageError, first_line
 from .fit import load_file
 from .initial_weights import compare_initial_weights
 from .random_streams import random_stream
@@ -133,7 +133,7 @@ def _check_optimizer(cfg: Config, network: nn.Module) -> None:
             build_optim_wrapper(network, cfg.optim_wrapper.copy())
     except Exception as error:
         unknown = next(unknown_types(cfg.optim_wrapper, 'optim_wrapper'), None)
-        raise UsageError(unknown or f'optim_wrapper cannot be built: {reason(error)}') from error
+        raise UsageError(unknown or f'optim_wrapper cannot be built: {first_line(error)}') from error
 
 
 def _check_dataset(cfg: Config, where: str, config: dict, network: nn.Module | None, faults: Faults,
@@ -144,7 +144,7 @@ def _check_dataset(cfg: Config, where: str, config: dict, network: nn.Module | N
             Compose(config.get('pipeline') or [])
     except Exception as error:
         unknown = next(unknown_types(config.get('pipeline'), f'{where}.pipeline'), None)
-        raise UsageError(unknown or f'{where}.pipeline cannot be built: {reason(error)}') from error
+        raise UsageError(unknown or f'{where}.pipeline cannot be built: {first_line(error)}') from error
     if dataset_type(config) is None:
         raise UsageError(next(unknown_types(dict(type=config.get('type')), where), f'{where} has no type'))
     is_segmentation = hasattr(dataset_type(config), 'get_label_map')
@@ -183,7 +183,7 @@ def _load_first(dataset, where: str) -> None:
         with quietly():
             dataset[0]
     except Exception as error:
-        raise UsageError(f'the first sample of {where} cannot be loaded: {reason(error)}') from error
+        raise UsageError(f'the first sample of {where} cannot be loaded: {first_line(error)}') from error
 
 
 def _labels(cfg: Config) -> Labels:
