@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 from conftest import run_tool
+from mmengine.config import Config
 from small_segmentation import run, write_config, write_data
 
 from wsbcn_mmseg.runtime.checkpoint import read_checkpoint
@@ -88,6 +89,21 @@ def test_a_worker_that_is_killed_is_a_sentence(tmp_path, monkeypatch):
     code, printed = run('train.py', config, '--work-dir', tmp_path / 'run')
     assert code.startswith('train.py: a process that loads data died')
     assert code.endswith('and go on with --resume')
+    assert 'Traceback' not in printed
+
+
+def test_a_killed_worker_is_known_wherever_its_signal_arrives(tmp_path, monkeypatch):
+    """torch raises the death from a signal handler: here while MMEngine writes the config, which wraps any error."""
+    def interrupted(*args, **kwargs):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
+
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', interrupted)
+    write_data(tmp_path / 'data')
+    with pytest.raises(SyntaxError):
+        Config({'a': 1}).pretty_text  # noqa: B018
+    code, printed = run('train.py', write_config(tmp_path / 'config.py', tmp_path / 'data'),
+                        '--work-dir', tmp_path / 'run')
+    assert code.startswith('train.py: a process that loads data died (Killed)')
     assert 'Traceback' not in printed
 
 

@@ -42,13 +42,25 @@ def _known_faults() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UsageError('the GPU has not enough memory: take fewer or smaller images per process '
                          '(--cfg-options train_dataloader.batch_size=N), or --amp') from error
-    except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
+    except Exception as error:
+        chain = ' '.join(map(str, _chain(error)))
+        if 'DataLoader worker' not in chain:
             raise
-        why = re.search(r'killed by signal: ([\w ]+)', f'{error} {error.__cause__} {error.__context__}')
+        why = re.search(r'killed by signal: ([\w ]+)', chain)
         raise UsageError(f'a process that loads data died{f" ({why[1].strip()})" if why else ""}, perhaps for want of '
                          'memory: take fewer (--cfg-options train_dataloader.num_workers=N) and go on with '
                          '--resume') from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised from.
+
+    torch raises the death of a data loading worker from a signal handler, that is, inside of whatever the main process
+    does just then, and that may raise an error of its own.
+    """
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def exit_with(error: object) -> None:
