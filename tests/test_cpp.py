@@ -135,7 +135,8 @@ def test_is_an_operator_that_torch_knows(large_batch):
     x, args = torch.randn(2, C, 5, 5, requires_grad=True), arguments(torch.float32)
     skipped = torch.zeros(C, dtype=torch.int64)
     torch.library.opcheck(torch.ops.wsbcn.batch_channel_norm_forward.default,
-                          ([arg.detach() for arg in (x, *args)] + [True, large_batch, torch.tensor(.1), 1e-5, True, skipped]),
+                          (*(arg.detach() for arg in (x, *args)), True, large_batch, torch.tensor(.1), 1e-5, True,
+                           skipped),
                           test_utils=('test_schema', 'test_faketensor'))
     y, kept = torch.ops.wsbcn.batch_channel_norm_forward(
         *(arg.detach() for arg in (x, *args)), True, large_batch, torch.tensor(.1), 1e-5, True, skipped)
@@ -185,7 +186,7 @@ def test_what_it_cannot_take_is_left_to_stock_operators(x):
 WITHOUT = """
 import torch
 from wsbcn_mmseg.ops import batch_channel_norm, cpp
-x, c = torch.randn(2, 8, 5, 5), (torch.ones(8), torch.zeros(8), torch.zeros(8), torch.ones(8), torch.ones(4), torch.zeros(4))
+x, c = torch.randn(2, 8, 5, 5), [torch.ones(8)] * 4 + [torch.ones(4)] * 2
 print(cpp.WHY_NOT)
 print(batch_channel_norm(x, *c, 4, training=True).shape)
 try:
@@ -206,4 +207,4 @@ def test_everything_works_without_them(library, why, tmp_path):
     lines = result.stdout.splitlines()
     assert why in lines[0]
     assert lines[1] == 'torch.Size([2, 8, 5, 5])'
-    assert lines[2].endswith("choose impl='auto', or install the package by pip install --no-build-isolation")
+    assert lines[2].endswith(f"{cpp.INSTALL}; or choose impl='auto'")

@@ -1,6 +1,7 @@
 """Batch-Channel Normalization (Qiao et al., Section 7): what it computes, and which implementation computes it."""
 import functools
 import os
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -94,10 +95,10 @@ def batch_channel_norm(x: Tensor,
     if batch_statistics and not sync and x.numel() == x.shape[1]:
         raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
                          f"{tuple(x.shape)}: use mode='micro_batch', or sync=True over several ranks")
-    run = _implementation(impl, x, num_groups)
+    sync = sync and batch_statistics
+    run = _implementation(implementation_name(impl, x, num_groups, running_mean, sync))
     arguments = (x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
-                 training and not recomputing(), batch_statistics, rate, eps, sync and batch_statistics,
-                 skipped_updates)
+                 training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
     if run is cpp.batch_channel_norm_cpp:
         return run(*arguments, relu)
     return run(*arguments).relu() if relu else run(*arguments)
@@ -142,15 +143,14 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
         raise ValueError(f'expected at least one pixel, got input of shape {tuple(x.shape)}')
 
 
-def implementation_name(impl: str, x: Tensor, num_groups: int) -> str:
-    """The name of the implementation that serves an input: ``impl``, or what ``'auto'`` stands for."""
+def implementation_name(impl: str, x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
+    """The name of the implementation that serves a call: ``impl``, or what ``'auto'`` stands for."""
     if impl == 'auto':
         impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
-    return _fastest(x, num_groups) if impl == 'auto' else impl
+    return _fastest(x, num_groups, running_mean, sync) if impl == 'auto' else impl
 
 
-def _implementation(impl: str, x: Tensor, num_groups: int):
-    impl = implementation_name(impl, x, num_groups)
+def _implementation(impl: str) -> Callable[..., Tensor]:
     if impl == 'reference':
         return batch_channel_norm_reference
     if impl == 'fused':
@@ -163,9 +163,9 @@ def _implementation(impl: str, x: Tensor, num_groups: int):
     raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
 
 
-def _fastest(x: Tensor, num_groups: int) -> str:
+def _fastest(x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
     """The fastest implementation that can be used."""
-    if cpp.serves(x):
+    if cpp.why_not(x, running_mean, sync) is None:
         return 'cpp'
     # Compilers for GPUs fuse stock operators themselves
     if x.is_cuda and not torch.compiler.is_compiling() and _triton_imports():

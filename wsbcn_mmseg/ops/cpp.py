@@ -1,15 +1,14 @@
 """Batch-Channel Normalization in C++ for the CPU: an optional extension, built from ``csrc`` for one version of torch.
 
-``pip install --no-build-isolation`` builds it where a C++ compiler is found (``setup.py``). Without it everything works,
-by stock operators.
+``pip install --no-build-isolation`` builds it where there is a C++ compiler (``setup.py``). Without it, stock operators
+do the same.
 """
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .fused import batch_channel_norm_fused
-
+INSTALL = "pip install --no-build-isolation --force-reinstall --no-deps . in a clone of the repository builds them"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -45,33 +44,30 @@ if WHY_NOT is None:
                                                              channel_weight)))
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the kernels have been built and can take ``x``."""
-    return WHY_NOT is None and x.is_cpu and x.dtype in DTYPES
+def why_not(x: Tensor, running_mean: Tensor, sync: bool) -> str | None:
+    """Why the kernels cannot serve a call, or None if they can."""
+    if WHY_NOT is not None:
+        return f'{WHY_NOT}; {INSTALL}'
+    if not x.is_cpu or x.dtype not in DTYPES:
+        return f'the C++ kernels need a CPU tensor of {", ".join(map(str, DTYPES))}, got {x.dtype} on {x.device}'
+    if running_mean.dtype != (torch.float64 if x.dtype == torch.float64 else torch.float32):
+        # which are rounded between their update and their use
+        return f'the C++ kernels need running estimates of the dtype that they compute in, got {running_mean.dtype}'
+    return 'the C++ kernels take no statistics over several processes' if sync else None
 
 
 def batch_channel_norm_cpp(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                            running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
                            update: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
                            skipped_updates: Tensor | None, relu: bool = False) -> Tensor:
-    """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`, on the CPU; ``relu`` may follow.
-
-    Statistics over several processes, and estimates in another dtype than the arithmetic's, which are rounded between
-    their update and their use, are left to stock operators.
+    """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`; ``relu`` may follow.
 
     Raises:
-        RuntimeError: If the kernels have not been built, or cannot take ``x``.
+        RuntimeError: If the kernels cannot serve the call.
     """
-    if WHY_NOT is not None:
-        raise RuntimeError(f"{WHY_NOT}: choose impl='auto', or install the package by pip install --no-build-isolation")
-    if not serves(x):
-        raise RuntimeError(f'the C++ kernels need a CPU tensor of {", ".join(map(str, DTYPES))}, got {x.dtype} on '
-                           f"{x.device}: choose impl='auto'")
-    if sync or running_mean.dtype != (torch.float64 if x.dtype == torch.float64 else torch.float32):
-        y = batch_channel_norm_fused(x, batch_weight, batch_bias, running_mean, running_var, channel_weight,
-                                     channel_bias, num_groups, update, batch_statistics, rate, eps, sync,
-                                     skipped_updates)
-        return y.relu() if relu else y
+    problem = why_not(x, running_mean, sync)
+    if problem is not None:
+        raise RuntimeError(f"{problem}; or choose impl='auto'")
     if not isinstance(rate, Tensor):
         rate = torch.full((), rate, dtype=torch.float64)
     return torch.ops.wsbcn.batch_channel_norm.default(

@@ -180,6 +180,23 @@ void close_forward(const Sizes& s, int64_t group, const Saved<A>& saved, const P
   }
 }
 
+template <bool relu, typename T, typename A>
+auto map_of_plane(const T* in, T* out, const Sizes& s, const Saved<A>& saved) {
+  return [=, &s](int64_t plane) {
+    plane_affine<relu, T, A>(in + plane * s.pixels, out + plane * s.pixels, s.pixels, saved.mean[plane],
+                             saved.scale[plane], saved.shift[plane]);
+  };
+}
+
+template <bool relu, typename T, typename A>
+auto map_of_rows(const T* in, T* out, const Sizes& s, const Saved<A>& saved) {
+  return [=, &s](int64_t image, int64_t start, int64_t pixels) {
+    const int64_t at = (image * s.pixels + start) * s.channels, plane = image * s.channels;
+    rows_affine<relu, T, A>(in + at, out + at, pixels, s.channels, saved.mean + plane, saved.scale + plane,
+                            saved.shift + plane);
+  };
+}
+
 template <typename T, bool relu>
 void forward(const Tensor& x, const Tensor& y, const Sizes& s, const Saved<at::opmath_type<T>>& saved,
              const Parameters<at::opmath_type<T>>& parameters, const Estimates<at::opmath_type<T>>& estimates,
@@ -199,11 +216,7 @@ void forward(const Tensor& x, const Tensor& y, const Sizes& s, const Saved<at::o
           saved.mean[plane] = mean;
           saved.variance[plane] = squares / s.pixels;
         },
-        close,
-        [&](int64_t plane) {
-          plane_affine<relu, T, A>(in + plane * s.pixels, out + plane * s.pixels, s.pixels, saved.mean[plane],
-                                   saved.scale[plane], saved.shift[plane]);
-        });
+        close, map_of_plane<relu>(in, out, s, saved));
     return;
   }
   Partials partials(s);
@@ -226,12 +239,7 @@ void forward(const Tensor& x, const Tensor& y, const Sizes& s, const Saved<at::o
           saved.variance[image * s.channels + c] = squares / s.pixels;
         }
       },
-      close,
-      [&](int64_t image, int64_t start, int64_t pixels) {
-        const int64_t at = (image * s.pixels + start) * s.channels, plane = image * s.channels;
-        rows_affine<relu, T, A>(in + at, out + at, pixels, s.channels, saved.mean + plane, saved.scale + plane,
-                                saved.shift + plane);
-      });
+      close, map_of_rows<relu>(in, out, s, saved));
 }
 
 template <typename A>
@@ -430,6 +438,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(const Tensor& dy
   return {dx, d_batch_weight, d_batch_bias, d_channel_weight, d_channel_bias};
 }
 
+// The output of a forward pass again, from what it kept, whatever has become of the estimates.
+Tensor map_cpu(const Tensor& x, const Tensor& kept, bool relu) {
+  const Sizes s(x, 1);
+  Tensor y = at::empty_like(x);
+  FOR_DTYPE_AND_RELU(x.scalar_type(), relu, {
+    TORCH_CHECK_VALUE(kept.numel() == Saved<A>::size(s), "expected what the forward pass of x kept");
+    const auto* in = x.const_data_ptr<scalar_t>();
+    const Saved<A> saved(kept.data_ptr<A>(), s);
+    const auto nothing = [](auto...) {};
+    if (s.channels_last)
+      by_rows(s, nothing, nothing, nothing, map_of_rows<kReLU>(in, y.data_ptr<scalar_t>(), s, saved));
+    else
+      by_groups(s, nothing, nothing, map_of_plane<kReLU>(in, y.data_ptr<scalar_t>(), s, saved));
+  });
+  return y;
+}
+
 template <typename Operator>
 auto lookup(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Operator>();
@@ -514,11 +539,13 @@ TORCH_LIBRARY_FRAGMENT(wsbcn, library) {
   library.def(
       "batch_channel_norm_backward(Tensor dy, Tensor x, Tensor kept, Tensor batch_weight, Tensor channel_weight, "
       "bool batch_statistics, bool relu) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("batch_channel_norm_map(Tensor x, Tensor kept, bool relu) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(wsbcn, CPU, library) {
   library.impl("batch_channel_norm_forward", forward_cpu);
   library.impl("batch_channel_norm_backward", backward_cpu);
+  library.impl("batch_channel_norm_map", map_cpu);
 }
 
 }  // namespace wsbcn
