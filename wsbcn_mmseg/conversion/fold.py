@@ -16,6 +16,7 @@ from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 
 from .copying import copy_network
 from .dataflow import Dataflow
+from .fuse_relu import unfuse_relu
 from .selection import is_lazy
 from .trial_run import TrialRun
 
@@ -83,6 +84,7 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
             raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network '
                              'cannot be folded')
     folded = copy_network(model)
+    unfuse_relu(folded)
     folded.eval()  # which returns None for some OpenMMLab networks
     modules = list(folded.modules())
     standardized, plain = {m for m in modules if isinstance(m, ReparametrizedConv)}, set(_plain_convs())
