@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from small_segmentation import run, write_config, write_data
 from torch import nn
 from torch.nn import functional as F
 
@@ -143,13 +144,28 @@ def test_compiled_traced_and_exported_networks():
     torch.testing.assert_close(torch.func.functional_call(net, dict(net.named_parameters()), x), expected)
 
 
+def test_a_training_of_openmmlab_is_the_same(tmp_path, one_thread):
+    write_data(tmp_path / 'data')
+    weights = []
+    for hook in ('', "custom_hooks = [dict(type='FuseReLUHook')]\n"):
+        config = write_config(tmp_path / 'config.py', tmp_path / 'data',
+                              f"model['backbone']['norm_cfg'] = dict(type='BCN')\n{hook}")
+        code, printed = run('train.py', config, '--work-dir', tmp_path / f'run{len(weights)}')
+        assert code is None
+        weights.append(torch.load(next((tmp_path / f'run{len(weights)}').glob('iter_*.pth')), weights_only=False))
+    assert 'BCN layers apply the ReLU after them' in printed
+    assert ' 0 BCN layers' not in printed
+    for (name, a), b in zip(weights[0]['state_dict'].items(), weights[1]['state_dict'].values(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_a_checkpointed_block():
     from torch.utils.checkpoint import checkpoint
     net = network(inplace=False)
     fuse_relu(net)
     plain = copy.deepcopy(net)
-    for run in (lambda x: checkpoint(net, x, use_reentrant=False), plain):
-        run(torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+    for forward in (lambda x: checkpoint(net, x, use_reentrant=False), plain):
+        forward(torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))).square().sum().backward()
     for a, b in zip(net.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
     for a, b in zip(net.buffers(), plain.buffers(), strict=True):
