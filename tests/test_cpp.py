@@ -126,6 +126,9 @@ def test_the_operator_refuses_to_leave_its_tensors():
         few = [arg[:-1] if index == wrong else arg for index, arg in enumerate(args)]
         with pytest.raises(ValueError, match='expected'):
             run(x, *few, True, False, rate, 1e-5, False, None)
+    with pytest.raises(ValueError, match='contiguous or channels-last'):
+        torch.ops.wsbcn.batch_channel_norm_forward(x.transpose(2, 3)[:, :, :4], *args, True, False, rate, 1e-5, False,
+                                                   None)
     with pytest.raises(ValueError, match='a counter for every channel'):
         run(x, *args, True, False, rate, 1e-5, False, torch.zeros(1, dtype=torch.int64))
 

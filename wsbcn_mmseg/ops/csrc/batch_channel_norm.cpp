@@ -372,11 +372,17 @@ void backward(const Tensor& dy, const Tensor& x, const Tensor& dx, const Sizes& 
   })
 
 // The arguments come from Python, checked; here the kernels' reads and writes are kept inside their tensors.
+void check_dense(const Tensor& x) {
+  TORCH_CHECK_VALUE(x.is_contiguous() || x.is_contiguous(x.suggest_memory_format()),
+                    "expected x to be contiguous or channels-last, got strides ", x.strides());
+}
+
 void check_sizes(const Tensor& x, const Tensor& batch_weight, const Tensor& channel_weight) {
   TORCH_CHECK_VALUE(x.dim() >= 2 && x.numel() > 0 && batch_weight.numel() == x.size(1) && channel_weight.numel() > 0 &&
                         x.size(1) % channel_weight.numel() == 0,
                     "expected x of shape (N, C, *), C batch weights and a number of channel weights that divides C, got ",
                     x.sizes(), ", ", batch_weight.sizes(), " and ", channel_weight.sizes());
+  check_dense(x);
 }
 
 void check_same(const Tensor& expected, std::initializer_list<Tensor> others) {
@@ -440,6 +446,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(const Tensor& dy
 
 // The output of a forward pass again, from what it kept, whatever has become of the estimates.
 Tensor map_cpu(const Tensor& x, const Tensor& kept, bool relu) {
+  check_dense(x);
   const Sizes s(x, 1);
   Tensor y = at::empty_like(x);
   FOR_DTYPE_AND_RELU(x.scalar_type(), relu, {
