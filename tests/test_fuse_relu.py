@@ -131,7 +131,9 @@ def test_copies_pickles_and_fold():
     assert torch.equal(net(x), expected)
 
 
-def test_compiled_traced_and_exported_networks():
+@pytest.mark.parametrize('impl', ['fused', 'auto'])
+def test_compiled_traced_and_exported_networks(impl, monkeypatch):
+    monkeypatch.setenv('WSBCN_IMPL', impl)
     net = network().eval()
     x = torch.randn(2, 3, 9, 9)
     expected = net(x)
