@@ -30,7 +30,8 @@ def test_digits_are_all_there_once():
     images = {sample['img'].tobytes() for split in (train, test) for sample in (split[i] for i in range(len(split)))}
     assert len(images) == 1797  # none twice, none in both
     assert all(sum(test[i]['gt_label'] == digit for i in range(450)) in range(43, 47) for digit in range(10))
-    assert train[0]['img'].shape == (8, 8, 1) and train[0]['img'].max() <= 240
+    assert train[0]['img'].shape == (8, 8, 1)
+    assert train[0]['img'].max() <= 240
     with pytest.raises(ValueError, match="'train' or 'test'"):
         Digits('val')
 
@@ -109,7 +110,8 @@ def test_every_method_trains(name, batch, root):
 def test_summary_by_hand():
     rows = [dict(method='A', batch=8, seed=seed, score=score) for seed, score in enumerate((1., 2., 6.))]
     summary, = summarize(rows)
-    assert summary['mean'] == 3 and summary['std_error'] == pytest.approx(math.sqrt(7) / math.sqrt(3))
+    assert summary['mean'] == 3
+    assert summary['std_error'] == pytest.approx(math.sqrt(7) / math.sqrt(3))
     assert markdown_table([summary], ['A']).splitlines()[-1] == '| A | 3.00 ± 1.53 |'
 
 
@@ -133,7 +135,8 @@ def test_gradients_are_watched_in_the_first_iteration_of_each_epoch(tmp_path, ro
     written = read_norm_statistics(work_dir)
     assert [line['iter'] for line in written] == [1, 11]  # of ten iterations
     shares = [layer for layer in written[1]['layers'].values() if 'gradient_eq11' in layer]
-    assert len(shares) == 9 and all(.99 < sum(layer.values()) < 1.01 for layer in shares)
+    assert len(shares) == 9
+    assert all(.99 < sum(layer.values()) < 1.01 for layer in shares)
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -152,7 +155,8 @@ def test_figure_5_by_command(tmp_path):
     rows = list(csv.DictReader((tmp_path / 'figure_5.csv').open()))
     assert [(row['sigma_mu'], row['sigma_sigma']) for row in rows] == [('0', '0'), ('0', '3'), ('3', '0'), ('3', '3')]
     assert float(rows[0]['accuracy']) > float(rows[3]['accuracy'])  # the paper's finding, in two epochs
-    assert Image.open(tmp_path / 'figure_5.png').width > 300 and (tmp_path / 'figure_5.svg').stat().st_size > 1000
+    assert Image.open(tmp_path / 'figure_5.png').width > 300
+    assert (tmp_path / 'figure_5.svg').stat().st_size > 1000
 
 
 def watched(folder, gradients: bool):
@@ -180,4 +184,6 @@ def test_plots_of_watched_runs(tmp_path):
     svg = (tmp_path / 'out' / 'stat_diff.svg').read_text()
     assert svg.count('<g id="line2d_') > 4
     result = run_tool('plot_norm_statistics.py', tmp_path, check=False)
-    assert result.returncode == 1 and 'NormStatisticsHook' in result.stderr and 'Traceback' not in result.stderr
+    assert result.returncode == 1
+    assert 'NormStatisticsHook' in result.stderr
+    assert 'Traceback' not in result.stderr
