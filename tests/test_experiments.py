@@ -84,6 +84,41 @@ def test_a_failed_training_fails_the_comparison_with_its_reason(root, tmp_path):
     assert not (out / 'results.jsonl').read_text()
 
 
+@pytest.mark.parametrize('options, environment, images', [
+    ((), {}, 128), ((), dict(DIGITS_BATCH='2'), 2), (('train_dataloader.batch_size=3', ), {}, 3),
+    (('optim_wrapper.accumulative_counts=2', ), dict(DIGITS_BATCH='8'), 16)])
+def test_a_training_must_have_the_images_per_update_of_its_label(options, environment, images, root, tmp_path):
+    config = root / 'configs' / 'digits' / 'resnet8_gn_digits.py'
+    Training('GN', images, 0, config, options, environment).check_batch()
+    with pytest.raises(ValueError, match=f'gn_batch4_seed0 is listed with 4 images per update, but .* has {images} '):
+        comparison(root, tmp_path, Training('GN', 4, 0, config, options, environment)).run()
+
+
+@pytest.mark.parametrize('script', ['run_digits.py', 'run_camvid.py', 'run_mini_voc.py', 'run_cifar.py'])
+def test_commands_compare_any_rows_of_the_table(script, monkeypatch, capsys):
+    parse_args = runpy.run_path(str(ROOT / 'tools' / script))['parse_args']
+    data = [] if 'digits' in script else ['data']
+    monkeypatch.setattr('sys.argv', [script, *data, '--methods', *methods()])
+    assert parse_args().methods == [*methods()]
+    monkeypatch.setattr('sys.argv', [script, *data])
+    assert set(parse_args().methods) <= set(methods())
+    monkeypatch.setattr('sys.argv', [script, *data, '--methods', 'GM'])
+    with pytest.raises(SystemExit):
+        parse_args()
+    assert "there is no method 'GM'; there are 'BN', 'GN', " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', methods())
+def test_every_method_trains_a_segmentor_by_single_images(name, root):
+    """As tools/run_mini_voc.py and run_camvid.py set it; the head's pooling branch has one value per channel."""
+    cfg = Config.fromfile(root / 'configs' / '_base_' / 'camvid_deeplabv3_r18.py')
+    cfg.merge_from_dict(methods(16)[name].segmentor_settings(1))
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    model(torch.randn(1, 3, 33, 33)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.dim() == 4)
+
+
 def test_a_command_ends_with_the_reason_of_a_failed_training(tmp_path):
     """Without the data set's package, what trains on it fails."""
     (tmp_path / 'sklearn').mkdir()
