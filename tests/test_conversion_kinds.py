@@ -207,6 +207,38 @@ def test_made_up_images_are_larger_where_small_ones_leave_few_positions():
     assert model[-1].num_groups == 32
 
 
+class OwnGroups(nn.Module):
+    """A group norm that does not derive from PyTorch's."""
+
+    def __init__(self, num_features, num_groups=8, eps=1e-5):
+        super().__init__()
+        self.num_features, self.num_groups, self.eps = num_features, num_groups, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x):
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class EightGroups(OwnGroups):
+    """One whose number of groups cannot be chosen."""
+
+    def __init__(self, num_features):
+        super().__init__(num_features)
+
+
+def test_the_check_of_few_values_covers_every_norm_with_groups():
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GroupNorm(4, 64), nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 64, 1),
+                          nn.BatchNorm2d(64), nn.GroupNorm(16, 64))
+    other = copy.deepcopy(model)
+    report = report_of(model, norm=OwnGroups)
+    assert [type(model[i]) for i in (1, 4, 5)] == [OwnGroups] * 3
+    assert [model[i].num_groups for i in (1, 4, 5)] == [4, 4, 4]
+    assert report.regrouped['4'] == '8 values in each of 8 groups, 16 in each of 4'
+    report = report_of(other, norm=EightGroups)
+    assert type(other[1]) is EightGroups
+    assert report.kept['4'] == 'its 64 channels at 1 position are fewer values than the 16 that a group needs'
+
+
 def test_groups_that_were_asked_for_stay():
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(64))
     report = report_of(model, norm=dict(type='BCN', num_groups=8))

@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import test_comparators
 import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
+from wsbcn_mmseg.experiments.method import Method
 from wsbcn_mmseg.layers import BCN, ConvWS
 from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
 
@@ -260,13 +262,14 @@ def test_table_11_has_a_config_per_row(root, readme):
 
 # Extending
 
-def test_the_norm_of_the_page_can_be_compared():
-    names = {}
-    exec(re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'add_a_norm.md').read_text(), re.S)[1], names)
-    norm = names['MyNorm'](8)
-    y = norm(torch.randn(2, 8, 5, 5))
-    torch.testing.assert_close(y.square().mean((2, 3)), torch.ones(2, 8), rtol=1e-3, atol=0)
-    assert norm._abbr_ == 'mynorm'
+def test_the_norm_and_the_test_of_the_page_fit():
+    layer, row, test = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'add_a_norm.md').read_text(), re.S)
+    names = vars(test_comparators) | dict(Method=Method)
+    exec(layer, names)
+    assert names['MyNorm']._abbr_ == 'mynorm'
+    assert eval(row, names)[0].norm_cfg == dict(type='MyNorm')
+    exec(test, names)
+    names['test_my_norm_is_its_paper_s']()
 
 
 def test_the_comparison_of_the_page_is_one(monkeypatch):

@@ -108,6 +108,7 @@ def test_commands_compare_any_rows_of_the_table(script, monkeypatch, capsys):
     assert "there is no method 'GM'; there are 'BN', 'GN', " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures('one_thread')
 @pytest.mark.parametrize('name', methods())
 def test_every_method_trains_a_segmentor_by_single_images(name, root):
     """As tools/run_mini_voc.py and run_camvid.py set it; the head's pooling branch has one value per channel."""

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 
 from wsbcn_mmseg import fold
-from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d
+from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d, GNByWidth
 from wsbcn_mmseg.runtime import stack
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -409,6 +409,41 @@ def test_a_network_that_folding_would_change_is_refused():
     model[1].bn.eps = 0.1
     with pytest.raises(ValueError, match='has one eps for both variances'):
         model(x)
+
+
+class ClippedBCN(BCN):
+
+    def forward(self, input):
+        return super().forward(input).clamp(-1, 1)
+
+
+class ClippedGroupNorm(GNByWidth):
+
+    def forward(self, input):
+        return super().forward(input).clamp(-1, 1)
+
+
+class RenamedGroupNorm(GNByWidth):
+    pass
+
+
+class ForeignNorm(nn.GroupNorm):
+
+    def forward(self, input):
+        return super().forward(input).clamp(-1, 1)
+
+
+@pytest.mark.parametrize('norm', [ClippedBCN(8), ClippedGroupNorm(8)], ids=lambda norm: type(norm).__name__)
+def test_norms_derived_from_ours_that_compute_something_else_are_refused(norm):
+    with pytest.raises(ValueError, match=rf'no stock layer that computes what {type(norm).__name__} does \(1\)'):
+        fold(nn.Sequential(ConvWS(3, 8, 3), norm))
+
+
+@pytest.mark.parametrize('norm, kind', [(GNByWidth(8), nn.GroupNorm), (RenamedGroupNorm(8), nn.GroupNorm),
+                                        (ForeignNorm(2, 8), ForeignNorm)], ids=lambda x: getattr(x, '__name__', ''))
+def test_group_norms_become_the_stock_layer_and_foreign_ones_stay(norm, kind):
+    folded = check(nn.Sequential(ConvWS(3, 8, 3), norm), torch.randn(2, 3, 9, 9))
+    assert kinds(folded)[-2:] == [nn.Conv2d, kind]
 
 
 def test_kernels_of_unknown_hooks_are_named():

@@ -18,6 +18,7 @@ from mmengine.config import DictAction
 from rich.progress import Progress
 
 from wsbcn_mmseg.plotting import COLORS
+from wsbcn_mmseg.runtime.building import quietly
 from wsbcn_mmseg.runtime.errors import UsageError
 from wsbcn_mmseg.runtime.launch import load_config
 from wsbcn_mmseg.runtime.records import read_jsonl, read_scalars, write_csv
@@ -64,7 +65,7 @@ class Training:
         parser.add_argument('--cfg-options', nargs='+', action=DictAction)
         given = parser.parse_args(['--cfg-options', *self.options] if self.options else []).cfg_options
         try:
-            with _environment(self.environment):
+            with _environment(self.environment), quietly():
                 cfg = load_config(str(self.config), given, None, 'none')
         except UsageError:  # which then is the reason why the training fails
             return
