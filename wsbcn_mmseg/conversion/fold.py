@@ -49,8 +49,8 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
     ``state_dict`` fits the same architecture built from plain layers (``bias=True`` where a batch part was folded into
     a convolution).
 
-    Which convolution feeds which norm is seen by running the copy once, on one input: a network that goes other ways
-    for other inputs is not seen through. The batch part of norms that do not run, or have hooks, stays a BatchNorm.
+    The copy is run once, on one input, to find the convolution that feeds each norm; control flow that depends on the
+    input is not supported. The batch part of norms that do not run, or have hooks, stays a BatchNorm.
 
     Args:
         model: Any module; it stays as it is.
