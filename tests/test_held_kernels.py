@@ -73,7 +73,8 @@ def check(model, data=None, tolerance=1e-12, **settings) -> None:
         if value is None:
             assert held[name] is None, name
         else:
-            torch.testing.assert_close(held[name], value, rtol=tolerance, atol=tolerance)
+            largest = float(value.detach().abs().max())
+            torch.testing.assert_close(held[name], value, rtol=tolerance, atol=tolerance * max(1, largest))
 
 
 def adaptive(*args, **kwargs):
@@ -188,7 +189,8 @@ def test_under_autocast(dtype):
         with torch.autocast('cpu', torch.bfloat16):
             return loss_of(model, x)
 
-    check(Network().to(dtype), images(dtype=dtype), 1e-5, loss_of=loss)  # sums in float32
+    torch.manual_seed(0)
+    check(Network().to(dtype), images(dtype=dtype), 2e-6, loss_of=loss)  # sums in float32
 
 
 def test_a_window_that_is_cut_short_and_one_that_is_discarded():

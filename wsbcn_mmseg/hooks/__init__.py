@@ -5,4 +5,5 @@ from .norm_statistics_hook import NormStatisticsHook
 from .sync_statistics_hook import SyncNormStatisticsHook
 from .update_rate_hook import BCNUpdateRateHook
 
-__all__ = ['BCNUpdateRateHook', 'CalibrateHook', 'HeldKernelsHook', 'NormEvalHook', 'NormStatisticsHook', 'SyncNormStatisticsHook']
+__all__ = ['BCNUpdateRateHook', 'CalibrateHook', 'HeldKernelsHook', 'NormEvalHook', 'NormStatisticsHook',
+           'SyncNormStatisticsHook']

@@ -9,5 +9,5 @@ from .switchable_norm import SwitchableNorm
 from .update_rate import UpdateRate, follow_learning_rate
 
 __all__ = ['BCN', 'FRN', 'AdaptiveConvWS', 'AdaptiveConvWS1d', 'AdaptiveConvWS3d', 'ConvCWN', 'ConvWN', 'ConvWS',
-           'ConvWS1d', 'ConvWS3d', 'ConvWSStdEps', 'EvoNormS0', 'GNByWidth', 'HeldKernels', 'SwitchableNorm', 'UpdateRate',
-           'follow_learning_rate']
+           'ConvWS1d', 'ConvWS3d', 'ConvWSStdEps', 'EvoNormS0', 'GNByWidth', 'HeldKernels', 'SwitchableNorm',
+           'UpdateRate', 'follow_learning_rate']

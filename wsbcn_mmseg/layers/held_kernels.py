@@ -38,7 +38,9 @@ class _HeldKernel:
 
     def give(self, kernel: Tensor) -> None:
         """Let the convolution use ``kernel`` until :meth:`release`."""
-        vars(self.conv)['effective_weight'] = lambda: kernel
+        # Not the leaf itself, which autocast would cast once for all calls, so that their gradients would be added in
+        # half precision
+        vars(self.conv)['effective_weight'] = lambda: kernel.view_as(kernel)
         if type(self.conv).forward is WeightStandardized.forward:  # which standardizes inside its operator
             vars(self.conv)['forward'] = MethodType(ReparametrizedConv.forward, self.conv)
 
@@ -102,11 +104,11 @@ class HeldKernels:
     def __init__(self, model: nn.Module):
         for module in model.modules():
             if hasattr(module, '_orig_mod') or getattr(module, '_compiled_call_impl', None) is not None:
-                raise ValueError('kernels cannot be held for a compiled network, which would be compiled again at every '
-                                 'micro-step; accumulate gradients without HeldKernels')
+                raise ValueError('kernels cannot be held for a compiled network, which would be compiled again at '
+                                 'every micro-step; accumulate gradients without HeldKernels')
             if isinstance(module, nn.DataParallel):
-                raise ValueError('kernels cannot be held in a DataParallel, which copies the network at every step; use '
-                                 'DistributedDataParallel')
+                raise ValueError('kernels cannot be held in a DataParallel, which copies the network at every step; '
+                                 'use DistributedDataParallel')
         self._convs = [module for module in model.modules() if isinstance(module, ReparametrizedConv)]
         # It reduces unused parameters before the backward pass, so that their gradients must be complete by then
         self._early = getattr(model, 'find_unused_parameters', False)
