@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsbcn_mmseg.benchmarks import Options, deployment, layers, networks, watching, write_results
+from wsbcn_mmseg.benchmarks import Options, accumulation, deployment, layers, networks, watching, write_results
 from wsbcn_mmseg.benchmarks.report import file_stem
 from wsbcn_mmseg.plotting import COLORS
 
@@ -74,7 +74,19 @@ def test_watching(root, tmp_path):
     assert Image.open(plot).format == 'PNG'
 
 
-@pytest.mark.parametrize('benchmark', ['networks', 'watching'])
+def test_accumulation(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(accumulation, 'MICRO_STEPS', (2, ))
+    options = Options(repeats=1, crop=33, depths=[50], batches=[1], configs=root / 'configs')
+    rows = accumulation.accumulation(options)
+    assert [(row['layer'], row['implementation']) for row in rows] == [
+        (f'{count} micro-steps', name) for count in (2, ) for name in ('standardized in each', 'standardized once')]
+    assert rows[0]['vs_every'] == 1
+    path, plot = write_results('accumulation', rows, options, tmp_path)
+    assert path.name == 'accumulation_cpu_float32.csv'
+    assert Image.open(plot).format == 'PNG'
+
+
+@pytest.mark.parametrize('benchmark', ['networks', 'watching', 'accumulation'])
 def test_files_of_mixed_precision_are_named_so(benchmark):
     assert file_stem(benchmark, Options(amp=True)) == f'{benchmark}_cpu_amp_bfloat16'
     assert file_stem(benchmark, Options()) == f'{benchmark}_cpu_float32'

@@ -38,16 +38,26 @@ class _HeldKernel:
 
     def give(self, kernel: Tensor) -> None:
         """Let the convolution use ``kernel`` until :meth:`release`."""
-        # Not the leaf itself, which autocast would cast once for all calls, so that their gradients would be added in
-        # half precision
-        vars(self.conv)['effective_weight'] = lambda: kernel.view_as(kernel)
+        vars(self.conv)['effective_weight'] = lambda: _alias(kernel)
         if type(self.conv).forward is WeightStandardized.forward:  # which standardizes inside its operator
-            vars(self.conv)['forward'] = MethodType(ReparametrizedConv.forward, self.conv)
+            vars(self.conv)['forward'] = MethodType(_convolve, self.conv)
 
     def release(self) -> None:
         """Let the convolution compute its kernel again."""
         for name in ('effective_weight', 'forward'):
             vars(self.conv).pop(name, None)
+
+
+def _convolve(self: WeightStandardized, input: Tensor) -> Tensor:
+    """The forward pass of a convolution with a held kernel."""
+    bias = None if self.bias is None else _alias(self.bias)
+    return self.plain_class._conv_forward(self, input, self.effective_weight(), bias)
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same values. Autocast casts a leaf once for all calls, and adds their gradients in half precision; not so an
+    alias."""
+    return tensor.view_as(tensor)
 
 
 class _LastStep(torch.autograd.Function):
