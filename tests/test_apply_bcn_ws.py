@@ -119,6 +119,8 @@ def test_hooks_that_are_there_and_optimizers_of_small_steps():
     assert cfg.custom_imports['imports'] == ['mine', 'wsbcn_mmseg']
     cfg = ConfigDict(model=dict(type='X'), optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-4)))
     assert apply_bcn_ws(cfg, log=None).custom_hooks[0] == dict(type='BCNUpdateRateHook', min_rate=0.01)
+    cfg = ConfigDict(model=dict(type='X'), optim_wrapper=dict(accumulative_counts=4))
+    assert apply_bcn_ws(cfg, None, log=None).custom_hooks == [dict(type='HeldKernelsHook')]
 
 
 @pytest.mark.parametrize('weights', [

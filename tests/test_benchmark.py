@@ -79,7 +79,7 @@ def test_accumulation(root, tmp_path, monkeypatch):
     options = Options(repeats=1, crop=33, depths=[50], batches=[1], configs=root / 'configs')
     rows = accumulation.accumulation(options)
     assert [(row['layer'], row['implementation']) for row in rows] == [
-        (f'{count} micro-steps', name) for count in (2, ) for name in ('standardized in each', 'standardized once')]
+        ('2 micro-steps', 'standardized in each'), ('2 micro-steps', 'standardized once')]
     assert rows[0]['vs_every'] == 1
     path, plot = write_results('accumulation', rows, options, tmp_path)
     assert path.name == 'accumulation_cpu_float32.csv'

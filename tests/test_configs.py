@@ -101,6 +101,7 @@ def test_schedule(row, load, processes):
     hooks = [hook['type'] for hook in cfg.custom_hooks]
     assert 'SyncNormStatisticsHook' in hooks
     assert ('BCNUpdateRateHook' in hooks) == micro
+    assert ('HeldKernelsHook' in hooks) == micro
 
 
 def test_learning_rate_is_the_formula(row, load):

@@ -13,7 +13,10 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'))
-custom_hooks = [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook')]
+custom_hooks = [
+    dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook'),
+    dict(type='HeldKernelsHook')  # standardizes kernels once per update; only under accumulation
+]
 
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 log_level = 'INFO'
