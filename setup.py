@@ -1,5 +1,7 @@
 """Packaging. The wheel contains ``configs`` and ``tools`` under ``wsbcn_mmseg/.mim``, as in OpenMMLab packages."""
+import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -34,6 +36,26 @@ class BuildWithMim(build_py):
         (target / 'model-index.yml').write_text('Import: []\n')  # MMEngine looks for it
 
 
+def cpp_kernels() -> dict:
+    """The optional C++ kernels for the CPU: built if torch is installed where this runs and a compiler is found."""
+    try:
+        import torch
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        return {}
+    flags = ['/O2', '/fp:precise'] if os.name == 'nt' else [
+        '-O3', '-fopenmp-simd', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=off']
+    if sys.platform == 'linux':
+        flags.append('-fopenmp')  # for at::parallel_for
+    name = '_cpp_torch_' + '_'.join(torch.__version__.split('.')[:2])  # as wsbcn_mmseg/ops/cpp.py looks for it
+    return dict(
+        ext_modules=[CppExtension(f'wsbcn_mmseg.ops.{name}', ['wsbcn_mmseg/ops/csrc/batch_channel_norm.cpp'],
+                                  depends=['wsbcn_mmseg/ops/csrc/passes.h'], extra_compile_args=flags,
+                                  optional=True)],
+        cmdclass=dict(build_ext=BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)))
+
+
+KERNELS = cpp_kernels()
 setup(
     name='wsbcn_mmseg',
     version=re.search(r"__version__ = '(.+)'", (ROOT / 'wsbcn_mmseg' / '__init__.py').read_text())[1],
@@ -55,7 +77,7 @@ setup(
         'Topic :: Scientific/Engineering :: Image Processing', 'Typing :: Typed'
     ],
     packages=find_packages(include=['wsbcn', 'wsbcn_mmseg', 'wsbcn_mmseg.*']),
-    package_data={'wsbcn': ['py.typed'], 'wsbcn_mmseg': ['py.typed']},
+    package_data={'wsbcn': ['py.typed'], 'wsbcn_mmseg': ['py.typed', 'ops/csrc/*']},
     python_requires='>=3.10',
     install_requires=['torch>=2.4'],
     extras_require={
@@ -65,6 +87,7 @@ setup(
         'pretrain': requirements('onedl-pretrain.txt')
     },
     entry_points={'console_scripts': ['wsbcn = wsbcn.command:main']},
-    cmdclass={'build_py': BuildWithMim},
+    cmdclass={'build_py': BuildWithMim, **KERNELS.get('cmdclass', {})},
+    ext_modules=KERNELS.get('ext_modules', []),
     zip_safe=False,
 )

@@ -126,7 +126,7 @@ def test_hooks_that_are_there_and_optimizers_of_small_steps():
 @pytest.mark.parametrize('weights', [
     dict(pretrained='open-mmlab://resnet50_v1c'), dict(backbone=dict(init_cfg=dict(checkpoint='news/resnet.pth')))])
 def test_weights_that_were_trained_without_ws(weights):
-    with pytest.warns(UserWarning, match='was not trained with Weight Standardization'):
+    with pytest.warns(UserWarning, match='was, according to its name, trained without Weight Standardization'):
         apply_bcn_ws(dict(type='X', **weights), log=None)
 
 

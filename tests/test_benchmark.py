@@ -9,7 +9,10 @@ from PIL import Image
 
 from wsbcn_mmseg.benchmarks import Options, accumulation, deployment, layers, networks, watching, write_results
 from wsbcn_mmseg.benchmarks.report import file_stem
+from wsbcn_mmseg.ops import cpp
 from wsbcn_mmseg.plotting import COLORS
+
+LAYERS = 5 if cpp.WHY_NOT else 7
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 SHAPE = (2, 64, 9, 7)
@@ -23,7 +26,7 @@ def key(row) -> tuple:
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_layers(dtype, channels_last):
     rows = layers.layers(Options(dtype=dtype, channels_last=channels_last, repeats=2), [SHAPE])
-    assert len({key(row) for row in rows}) == len(rows) == 5 * 3
+    assert len({key(row) for row in rows}) == len(rows) == LAYERS * 3
     assert {row['pass'] for row in rows} == {'forward', 'backward', 'both'}
     for row in rows:
         assert min(row['ms'], row['copy_ms'], row['copy_bandwidth_share'], *map(row.get, layers.LAYER_BASES)) > 0
@@ -130,7 +133,7 @@ def test_tool_writes_table_csv_and_plot(run_tool, tmp_path, capsys):
     path = tmp_path / 'new' / 'layers_cpu_float32_quick.csv'
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert len({key(row) for row in rows}) == len(rows) == 3 * 5 * 3
+    assert len({key(row) for row in rows}) == len(rows) == 3 * LAYERS * 3
     assert {'machine', 'threads', 'torch', 'triton', 'wsbcn_mmseg', 'date', 'device', 'memory_format'} <= set(rows[0])
     assert rows[0]['threads'] == '1'
     assert rows[0]['torch'] == torch.__version__

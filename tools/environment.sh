@@ -7,7 +7,7 @@ environment() {
         echo "$venv holds the $(<"$venv/.stack") distributions; delete it to install $stack" >&2
         exit 1
     fi
-    stamp=$venv/.installed-$(cat "$root/setup.py" "$root/requirements/$stack.txt" - <<< "$torch" | cksum | cut -d' ' -f1)
+    stamp=$venv/.installed-$(cat "$root/setup.py" "$root"/wsbcn_mmseg/ops/csrc/* "$root/requirements/$stack.txt" - <<< "$torch" | cksum | cut -d' ' -f1)
     if [[ ! -f $stamp ]]; then
         [[ -d $venv ]] || "${PYTHON:-python3}" -m venv "$venv"
         echo "Installing into $venv"
@@ -20,7 +20,9 @@ environment() {
                 "$(grep '^[a-z-]*mmcv==' "$root/requirements/$stack.txt")"
         fi
         "$venv/bin/pip" install --quiet -r "$root/requirements/$stack.txt"
-        "$venv/bin/pip" install --quiet --no-deps --editable "$root"
+        "$venv/bin/pip" install --quiet 'setuptools>=68'
+        # Without isolation it sees torch, for which it compiles the C++ kernels where there is a compiler
+        "$venv/bin/pip" install --quiet --no-deps --no-build-isolation --editable "$root"
         touch "$stamp"
     fi
     source "$venv/bin/activate"

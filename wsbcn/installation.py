@@ -63,6 +63,15 @@ def devices() -> Iterator[Line]:
         names['mps'] = platform.processor()
     for device, name in names.items():
         yield _device(device, name)
+    yield _cpp_kernels()
+
+
+def _cpp_kernels() -> Line:
+    from wsbcn_mmseg.ops import cpp
+    if cpp.WHY_NOT is None:
+        return Line('C++ kernels for the CPU', 'ready')
+    return Line('C++ kernels for the CPU', f'{cpp.WHY_NOT}, so BCN takes stock operators, which are slower; '
+                f'{cpp.INSTALL}')
 
 
 def _device(device: str, name: str) -> Line:
@@ -71,7 +80,8 @@ def _device(device: str, name: str) -> Line:
     from wsbcn_mmseg.ops.batch_channel_norm import MODES, implementation_name
     from wsbcn_mmseg.runtime.errors import describe
     try:
-        implementation = implementation_name('auto', torch.zeros(2, 32, 5, 5, device=device), 8)
+        x = torch.zeros(2, 32, 5, 5, device=device)
+        implementation = implementation_name('auto', x, 8, x.new_zeros(32), False)
         differences = [_bcn_difference(device, mode, training) for mode in MODES for training in (True, False)]
         worst = max(*differences, _standardization_difference(device))
     except Exception as error:  # of drivers, compilers and kernels of any kind

@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from wsbcn_mmseg.ops import cpp
 from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
 
 WARM_UP = 3  # rounds before those that count
@@ -125,8 +126,9 @@ def implementation(name: str):
 
 def implementations(device: str) -> list[str]:
     """Names of BCN's implementations that ``device`` runs, the plain composition first."""
-    triton = device != 'cpu' and importlib.util.find_spec('triton') is not None
-    return ['reference', 'fused', *(['triton'] if triton else [])]
+    if device == 'cpu':
+        return ['reference', 'fused', *(['cpp'] if cpp.WHY_NOT is None else [])]
+    return ['reference', 'fused', *(['triton'] if importlib.util.find_spec('triton') else [])]
 
 
 def median_ratio(times: np.ndarray, base: np.ndarray | None) -> float | None:

@@ -142,19 +142,19 @@ class BCN(nn.GroupNorm):
             return leaf_call(self, input)
         x = input
         self._check_values(x)
-        bn, large_batch = self.bn, self.mode == 'large_batch'
-        updates = self._updates_estimates()
+        bn, large_batch = self.bn, self.mode == 'large_batch'  # once: a module looks its children up by a slow path
+        updates = self._updates_estimates(bn)
         if updates and not large_batch and bn.momentum != self._own_momentum:
             self._update_as_batch_norm(x)
             updates = False  # below, as they are now
-        mean, var, batch_statistics = self._statistics(x)
+        mean, var, batch_statistics = self._statistics(bn, x)
         y = batch_channel_norm(
             x, *_affine(bn, self.num_channels, x), mean, var, *_affine(self, self.num_groups, x), self.num_groups,
             training=updates or batch_statistics, mode=self.mode,
             rate=self._momentum() if large_batch else self._update_rate, eps=self.eps,
             sync=large_batch and (self.sync or isinstance(bn, nn.SyncBatchNorm)), skipped_updates=self.skipped_updates)
         if updates:
-            self._count_batch(x)
+            self._count_batch(bn, x)
         return y
 
     def __getattr__(self, name: str):
@@ -164,8 +164,7 @@ class BCN(nn.GroupNorm):
                                  'wsbcn_mmseg.fold(model)')
         return super().__getattr__(name)
 
-    def _updates_estimates(self) -> bool:
-        bn = self.bn
+    def _updates_estimates(self, bn: nn.Module) -> bool:
         if not (self.training and isinstance(bn, _BatchNorm) and bn.training and bn.track_running_stats):
             return False
         if transformed():
@@ -173,15 +172,16 @@ class BCN(nn.GroupNorm):
                                'allow; freeze them before: model.eval(), or layer.bn.eval() for every BCN layer')
         return bn.running_mean is not None
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def _statistics(self, bn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Running mean and variance, and whether the batch's own are taken without an update of these."""
-        bn, large_batch = self.bn, self.mode == 'large_batch'
-        if not hasattr(bn, 'running_mean'):
+        large_batch = self.mode == 'large_batch'
+        mean, var = getattr(bn, 'running_mean', bn), getattr(bn, 'running_var', bn)
+        if mean is bn:
             raise RuntimeError(f'BCN keeps its running estimates in bn, where it found a {type(bn).__name__}; only '
                                'BatchNorm layers, frozen ones included, can stand there')
         if getattr(bn, 'eps', self.eps) != self.eps:
             raise ValueError(f'BCN has one eps for both variances, but eps={self.eps} and bn.eps={bn.eps}; set both')
-        if bn.running_mean is None or bn.running_var is None:
+        if mean is None or var is None:
             if not large_batch:
                 raise RuntimeError('micro-batch BCN normalizes by its running estimates (Algorithm 1), but its '
                                    "bn.running_mean is None; keep the running statistics, or use mode='large_batch'")
@@ -189,8 +189,8 @@ class BCN(nn.GroupNorm):
                                                                                     dtype=torch.float32)
             return *unused, True
         if large_batch and self.training and bn.training and not getattr(bn, 'track_running_stats', True):
-            return bn.running_mean.clone(), bn.running_var.clone(), True
-        return bn.running_mean, bn.running_var, False
+            return mean.clone(), var.clone(), True
+        return mean, var, False
 
     @torch.no_grad()
     def _update_as_batch_norm(self, x: Tensor) -> None:
@@ -202,11 +202,12 @@ class BCN(nn.GroupNorm):
         var, mean = torch.var_mean(values, 1, correction=min(1, values.shape[1] - 1))
         if not recomputing():
             update_estimates(bn.running_mean, bn.running_var, self.skipped_updates, mean, var, self._momentum())
-            self._count_batch(x)
+            self._count_batch(bn, x)
 
-    def _count_batch(self, x: Tensor) -> None:
-        if self.bn.num_batches_tracked is not None and x.shape[0] and not recomputing():
-            self.bn.num_batches_tracked.add_(1)
+    def _count_batch(self, bn: nn.Module, x: Tensor) -> None:
+        count = bn.num_batches_tracked
+        if count is not None and x.shape[0] and not recomputing():
+            count.add_(1)
         if self.mode == 'micro_batch' and self._rate_is_default and not torch.compiler.is_compiling():
             self._rate_is_default = False
             if not BCN._warned:
@@ -267,5 +268,7 @@ class BCN(nn.GroupNorm):
 
 def _affine(norm: nn.Module, size: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift of a norm, 1 and 0 where it has none."""
-    ones = torch.ones(size, device=x.device) if norm.weight is None else norm.weight
-    return ones, torch.zeros_like(ones) if norm.bias is None else norm.bias
+    weight, bias = norm.weight, norm.bias
+    if weight is None:
+        weight = torch.ones(size, device=x.device)
+    return weight, torch.zeros_like(weight) if bias is None else bias

@@ -1,11 +1,13 @@
 """Batch-Channel Normalization (Qiao et al., Section 7): what it computes, and which implementation computes it."""
 import functools
 import os
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import cpp
 from .arguments import check_choice, check_eps, check_flag, check_input, check_integer, check_number
 from .estimates import recomputing
 from .execution import needs_plain_operations
@@ -13,7 +15,7 @@ from .fused import batch_channel_norm_fused
 from .reference import batch_channel_norm_reference
 
 MODES = ('micro_batch', 'large_batch')
-IMPLEMENTATIONS = ('reference', 'fused', 'triton')
+IMPLEMENTATIONS = ('reference', 'fused', 'cpp', 'triton')
 
 
 def batch_channel_norm(x: Tensor,
@@ -31,7 +33,8 @@ def batch_channel_norm(x: Tensor,
                        eps: float = 1e-5,
                        impl: str = 'auto',
                        sync: bool = False,
-                       skipped_updates: Tensor | None = None) -> Tensor:
+                       skipped_updates: Tensor | None = None,
+                       relu: bool = False) -> Tensor:
     r"""Normalize channels by batch statistics, then groups of channels by their own (Eq. 40-43, Algorithm 1).
 
     .. math::
@@ -57,14 +60,15 @@ def batch_channel_norm(x: Tensor,
         mode: ``'micro_batch'`` or ``'large_batch'``. Defaults to ``'micro_batch'``.
         rate: Update rate r of the estimates, in [0, 1]; BatchNorm's momentum in large-batch mode. Defaults to 0.01.
         eps: Added to both variances, inside the roots; above 0. Defaults to 1e-5.
-        impl: ``'reference'`` (plain operations, any number of derivatives), ``'fused'`` (any device), ``'triton'``
-            (CUDA kernels) or ``'auto'``: what the environment variable ``WSBCN_IMPL`` names, else ``'triton'`` on CUDA
-            where Triton is installed, else ``'fused'``; while a network is traced or exported, and under torch.func,
-            always ``'reference'``. Defaults to ``'auto'``.
+        impl: ``'reference'`` (plain operations, any number of derivatives), ``'fused'`` (any device), ``'cpp'`` (CPU
+            kernels, where they have been built), ``'triton'`` (CUDA kernels) or ``'auto'``: what the environment
+            variable ``WSBCN_IMPL`` names, else the kernels of the device where they can serve, else ``'fused'``; while
+            a network is traced or exported, and under torch.func, always ``'reference'``. Defaults to ``'auto'``.
         sync: Take the statistics over all ranks of ``torch.distributed``, in one collective each way; large-batch mode
             only. Defaults to False.
         skipped_updates: Integer tensor of shape (C,) that counts, on the device, how often the estimates of each
             channel kept their values because its batch was not finite. Defaults to None.
+        relu: Whether ReLU follows; the C++ kernels apply it in the same pass. Defaults to False.
 
     Returns:
         Tensor of x's shape, dtype and memory format.
@@ -80,6 +84,7 @@ def batch_channel_norm(x: Tensor,
     if not torch.jit.is_tracing():
         _check(x, batch_weight, channel_weight, num_groups, mode, rate, eps, sync, skipped_updates)
         check_flag('training', training)
+        check_flag('relu', relu)
         _check_shapes(batch_weight.shape, batch_bias=batch_bias, running_mean=running_mean, running_var=running_var)
         _check_shapes(channel_weight.shape, channel_bias=channel_bias)
     if not torch.jit.is_tracing() and x.shape[0] == 0:
@@ -90,14 +95,18 @@ def batch_channel_norm(x: Tensor,
     if batch_statistics and not sync and x.numel() == x.shape[1]:
         raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
                          f"{tuple(x.shape)}: use mode='micro_batch', or sync=True over several ranks")
-    return _implementation(impl, x, num_groups)(
-        x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
-        training and not recomputing(), batch_statistics, rate, eps, sync and batch_statistics, skipped_updates)
+    sync = sync and batch_statistics
+    run = _implementation(implementation_name(impl, x, num_groups, running_mean, sync))
+    arguments = (x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
+                 training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
+    if run is cpp.batch_channel_norm_cpp:
+        return run(*arguments, relu)
+    return run(*arguments).relu() if relu else run(*arguments)
 
 
 def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or tensor.shape != shape:
+        if getattr(tensor, 'shape', None) != shape:
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
             raise ValueError(f'expected {name} of shape {tuple(shape)}, got {got}')
 
@@ -113,7 +122,8 @@ def values_per_group(x: Tensor, num_groups: int) -> int:
 def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, rate: float | Tensor,
            eps: float, sync: bool, skipped_updates: Tensor | None) -> None:
     check_choice('mode', mode, MODES)
-    check_eps(eps)
+    if not torch.compiler.is_compiling():  # there it may be a symbol
+        check_eps(eps)
     # On a device a look would wait for it, and in a compiled graph it would be a constant
     if not isinstance(rate, Tensor) or rate.device.type == 'cpu' and not torch.compiler.is_compiling():
         check_number('rate', rate, 0, 1)
@@ -133,27 +143,31 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
         raise ValueError(f'expected at least one pixel, got input of shape {tuple(x.shape)}')
 
 
-def implementation_name(impl: str, x: Tensor, num_groups: int) -> str:
-    """The name of the implementation that serves an input: ``impl``, or what ``'auto'`` stands for."""
+def implementation_name(impl: str, x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
+    """The name of the implementation that serves a call: ``impl``, or what ``'auto'`` stands for."""
     if impl == 'auto':
         impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
-    return _fastest(x, num_groups) if impl == 'auto' else impl
+    return _fastest(x, num_groups, running_mean, sync) if impl == 'auto' else impl
 
 
-def _implementation(impl: str, x: Tensor, num_groups: int):
-    impl = implementation_name(impl, x, num_groups)
+def _implementation(impl: str) -> Callable[..., Tensor]:
     if impl == 'reference':
         return batch_channel_norm_reference
     if impl == 'fused':
         return batch_channel_norm_fused
+    if impl == 'cpp':
+        return cpp.batch_channel_norm_cpp
     if impl == 'triton':
         from .triton_kernels import batch_channel_norm_triton  # imported only when used: it needs Triton
         return batch_channel_norm_triton
     raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
 
 
-def _fastest(x: Tensor, num_groups: int) -> str:
-    """The fastest implementation that can be used; compilers fuse stock operators themselves."""
+def _fastest(x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
+    """The fastest implementation that can be used."""
+    if cpp.why_not(x, running_mean, sync) is None:
+        return 'cpp'
+    # Compilers for GPUs fuse stock operators themselves
     if x.is_cuda and not torch.compiler.is_compiling() and _triton_imports():
         from .triton_kernels import DTYPES, MAX_GROUP_CHANNELS
         if x.dtype in DTYPES and x.shape[1] // num_groups <= MAX_GROUP_CHANNELS:
