@@ -193,6 +193,31 @@ def test_under_autocast(dtype):
     check(Network().to(dtype), images(dtype=dtype), 2e-6, loss_of=loss)  # sums in float32
 
 
+@pytest.mark.parametrize('overflow', [None, 0, STEPS - 1], ids=str)
+def test_scaled_gradients_and_steps_that_the_scaler_skips(overflow):
+    torch.manual_seed(0)
+    start, results = Network().double(), []
+    for held in (False, True):
+        model = copy.deepcopy(start)
+        optimizer, kernels = torch.optim.SGD(model.parameters(), .1), HeldKernels(model)
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.**10)
+        for step, x in enumerate(images()):
+            with kernels.micro_step(step == STEPS - 1) if held else contextlib.nullcontext():
+                loss = loss_of(model, x) * (float('inf') if step == overflow else 1)
+                scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), .5)
+        scaler.step(optimizer)
+        scaler.update()
+        results.append((model.state_dict(), norm, scaler.get_scale()))
+    (plain, norm, scale), (other, other_norm, other_scale) = results
+    assert other_scale == scale == (2.**10 if overflow is None else 2.**9)
+    assert plain['first.weight'].equal(start.first.weight) == (overflow is not None)
+    torch.testing.assert_close(other, plain, rtol=1e-12, atol=1e-12)
+    if overflow is None:
+        torch.testing.assert_close(other_norm, norm, rtol=1e-12, atol=0)
+
+
 def test_a_window_that_is_cut_short_and_one_that_is_discarded():
     model = Network().double()
     expected = gradients(model, images(2), False)
