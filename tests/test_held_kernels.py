@@ -174,6 +174,7 @@ def test_two_backward_passes_in_a_micro_step_and_derivatives_of_gradients():
     model.norm = nn.GroupNorm(4, 8).double()
     check(model, backward=twice)
     check(model, loss_of=penalized)
+    check(model, backward=lambda model, loss, x: loss.backward(create_graph=True))
 
 
 def test_losses_on_kernels_and_on_raw_weights():

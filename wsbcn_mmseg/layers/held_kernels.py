@@ -11,6 +11,8 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
+from wsbcn_mmseg.ops.weight_standardization import standardize_rows, standardize_rows_backward
+
 from .conv_ws import WeightStandardized
 from .reparametrized_conv import ReparametrizedConv
 
@@ -22,10 +24,25 @@ class _HeldKernel:
         self.conv = conv
         self.parameters = [parameter for name, parameter in conv.named_parameters(recurse=False)
                            if name != 'bias' and parameter.requires_grad]
-        with torch.enable_grad(), torch.autocast(conv.weight.device.type, enabled=False):
-            self.source = conv.effective_weight()  # with the graph back to the parameters
-        self.leaf = self.source.detach().requires_grad_(bool(self.parameters))
+        self.standardized = _is_standardized(conv)
+        with torch.autocast(conv.weight.device.type, enabled=False):
+            if self.standardized:
+                rows, *self.moments = standardize_rows(self._rows(), conv.eps)
+                kernel = rows.view_as(conv.weight).to(conv.weight.dtype)
+            else:
+                self.source = self._source()
+                kernel = self.source.detach()
+        self.leaf = kernel.requires_grad_(bool(self.parameters))
         self.state = self.current_state()
+
+    def _rows(self) -> Tensor:
+        weight = self.conv.weight.detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
+
+    def _source(self) -> Tensor:
+        """The kernel with the graph back to the parameters."""
+        with torch.enable_grad():
+            return type(self.conv).effective_weight(self.conv)  # not the one that :meth:`give` sets
 
     def current_state(self) -> list[tuple[int, int]]:
         """What changes if a weight does."""
@@ -35,6 +52,16 @@ class _HeldKernel:
         """The sum collected so far, which is then forgotten."""
         gradient, self.leaf.grad = self.leaf.grad, None
         return gradient
+
+    def pull_back(self, gradient: Tensor, create_graph: bool = False) -> list[Tensor]:
+        """Gradients of the parameters, from that of the kernel."""
+        if self.standardized and not create_graph:
+            rows = self._rows()
+            gradient = standardize_rows_backward(gradient.to(rows.dtype).flatten(1), rows, *self.moments)
+            return [gradient.view_as(self.conv.weight).to(self.conv.weight.dtype)]
+        source = self._source() if self.standardized else self.source
+        return list(torch.autograd.grad(source, self.parameters, gradient, retain_graph=True,
+                                        create_graph=create_graph))
 
     def give(self, kernel: Tensor) -> None:
         """Let the convolution use ``kernel`` until :meth:`release`."""
@@ -76,8 +103,7 @@ class _LastStep(torch.autograd.Function):
     def backward(ctx, gradient):
         collected = ctx.held.take_gradient()
         gradient = gradient if collected is None else gradient + collected
-        return None, *torch.autograd.grad(ctx.held.source, ctx.held.parameters, gradient, retain_graph=True,
-                                          create_graph=torch.is_grad_enabled())
+        return None, *ctx.held.pull_back(gradient, create_graph=torch.is_grad_enabled())
 
 
 class HeldKernels:
@@ -179,13 +205,19 @@ class HeldKernels:
             if self._reduces and not self._last:
                 raise RuntimeError('the collected gradients were not reduced over the processes; give last=True in the '
                                    'last micro-step before the optimizer step')
-            torch.autograd.backward(held.source, gradient, inputs=held.parameters)
+            torch.autograd.backward(held.parameters, held.pull_back(gradient))
         self.discard()
 
     def discard(self) -> None:
         """Forget what was collected, as ``optimizer.zero_grad()`` does for parameters; the next micro-step is a first
         one."""
         self._held = []
+
+
+def _is_standardized(conv: ReparametrizedConv) -> bool:
+    """Whether the kernel is that of Eq. 7, for which there are faster operators than autograd's."""
+    ordinary = getattr(type(conv), 'effective_weight', None) is WeightStandardized.effective_weight
+    return ordinary and conv.center and conv.scale and conv.weight.numel() > 0
 
 
 def _is_plain(conv: ReparametrizedConv) -> bool:
