@@ -99,6 +99,17 @@ def test_gradients_of_conv_ws(settings, frozen):
             x, weight, None, (1, 1), (0, 0), (1, 1), 1), (x[:, :2, :3, :3], conv.weight[:2, :2]))
 
 
+def test_gradients_of_conv_ws_that_runs_twice_are_the_same_when_second_derivatives_are_wanted():
+    conv, x = ConvWS(2, 2, (1, 2)).double(), torch.randn(1, 2, 2, 5, dtype=torch.float64, requires_grad=True)
+    first, with_graph = (torch.autograd.grad(conv(conv(x)).pow(3).sum(), (x, *conv.parameters()), create_graph=create)
+                         for create in (False, True))
+    for a, b in zip(with_graph, first, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    assert torch.autograd.gradgradcheck(lambda x, weight: standardized_convolution(
+        standardized_convolution(x, weight, None, (1, 1), (0, 0), (1, 1), 1), weight, None, (1, 1), (0, 0), (1, 1), 1),
+        (x, conv.weight))
+
+
 def test_conv_ws_keeps_input_and_raw_kernel_for_backward():
     conv, saved = ConvWS(8, 16, 3), []
     x = torch.randn(1, 8, 6, 6, requires_grad=True)

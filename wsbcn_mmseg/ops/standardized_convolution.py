@@ -35,6 +35,8 @@ class _StandardizedConvolution(torch.autograd.Function):
         stride, padding, dilation, groups, eps, dtype = ctx.settings
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # a second derivative is wanted
+            # Of aliases: x itself may depend on weight, as where a layer runs twice, which is not this step's part
+            x, weight, bias = (None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias))
             inputs = [tensor for tensor, need in zip((x, weight, bias), needed, strict=True) if need]
             gradients = iter(torch.autograd.grad(_composed(x, weight, bias, *ctx.settings), inputs, dy,
                                                  create_graph=True))
