@@ -138,6 +138,19 @@ def test_frozen_layers(frozen):
     check(model)
 
 
+def test_a_teacher_that_changes_in_every_pass():
+    class Distilled(Network):
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.sometimes.weight.mul_(self.second.weight).add_(1)
+            return super().forward(x)
+
+    model = Distilled().double()
+    model.sometimes.requires_grad_(False)
+    check(model)
+
+
 def test_kernels_that_two_layers_share():
     model = Network().double()
     model.sometimes.weight = model.second.weight

@@ -22,8 +22,7 @@ class _HeldKernel:
 
     def __init__(self, conv: ReparametrizedConv):
         self.conv = conv
-        self.parameters = [parameter for name, parameter in conv.named_parameters(recurse=False)
-                           if name != 'bias' and parameter.requires_grad]
+        self.parameters = _trained(conv)
         self.standardized = _is_standardized(conv)
         with torch.autocast(conv.weight.device.type, enabled=False):
             if self.standardized:
@@ -32,7 +31,7 @@ class _HeldKernel:
             else:
                 self.source = self._source()
                 kernel = self.source.detach()
-        self.leaf = kernel.requires_grad_(bool(self.parameters))
+        self.leaf = kernel.requires_grad_()
         self.state = self.current_state()
 
     def _rows(self) -> Tensor:
@@ -113,8 +112,8 @@ class HeldKernels:
     this class: evaluate and save it as usual. It keeps a copy of the standardized kernels, and, like the parameters
     themselves, their gradients.
 
-    Convolutions whose weight is computed by a parametrization or a hook, or whose parameters are sharded, are left as
-    they are. The convolutions held are those of Weight Standardization, WN and CWN.
+    It holds the kernels of convolutions with Weight Standardization, WN and CWN. Convolutions are left as they are if
+    they are frozen, if a parametrization or a hook computes their weight, or if their parameters are sharded.
 
     Args:
         model: The network, or its ``DistributedDataParallel``. For several processes, all but the last micro-step
@@ -181,10 +180,10 @@ class HeldKernels:
         if last and self._early:
             self.finish()
             return
-        self._held = self._held or [_HeldKernel(conv) for conv in self._convs if _is_plain(conv)]
+        self._held = self._held or [_HeldKernel(conv) for conv in self._convs if _trained(conv) and _is_plain(conv)]
         self._given = self._held
         for held in self._given:
-            held.give(_LastStep.apply(held, *held.parameters) if last and held.parameters else held.leaf)
+            held.give(_LastStep.apply(held, *held.parameters) if last else held.leaf)
 
     def end(self) -> None:
         """End a micro-step."""
@@ -218,6 +217,12 @@ def _is_standardized(conv: ReparametrizedConv) -> bool:
     """Whether the kernel is that of Eq. 7, for which there are faster operators than autograd's."""
     ordinary = getattr(type(conv), 'effective_weight', None) is WeightStandardized.effective_weight
     return ordinary and conv.center and conv.scale and conv.weight.numel() > 0
+
+
+def _trained(conv: ReparametrizedConv) -> list[nn.Parameter]:
+    """The parameters of the kernel that are trained. Frozen ones may change at any time, as those of a teacher do."""
+    return [parameter for name, parameter in conv.named_parameters(recurse=False)
+            if name != 'bias' and parameter.requires_grad]
 
 
 def _is_plain(conv: ReparametrizedConv) -> bool:
