@@ -1,6 +1,7 @@
 """Kernels that are standardized once per optimizer step: gradients equal to those of ordinary accumulation."""
 import contextlib
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
+from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
 from wsbcn_mmseg.layers import BCN, AdaptiveConvWS, ConvCWN, ConvWN, ConvWS, ConvWSStdEps, HeldKernels
 from wsbcn_mmseg.layers.standardized_subclass import standardized_subclass
 from wsbcn_mmseg.runtime.checkpoint import safe_loading
@@ -407,6 +409,27 @@ def test_the_hook_resumes_in_the_middle_of_a_window_as_without_it(tmp_path):
 def test_the_hook_does_nothing_without_accumulation(tmp_path):
     _, watch = train(tmp_path, True, counts=1)
     assert not any(watch.held)
+
+
+def test_watched_gradients_are_the_same_with_the_hook(tmp_path):
+    watched = []
+    for name in ('plain', 'held'):
+        hooks = [dict(type='NormStatisticsHook', interval=1, gradients=True), dict(type='HeldKernelsHook')]
+        runner, _ = make_runner(tmp_path / name, hooks[0], model=_seeded(), optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=.1), accumulative_counts=3))
+        if name == 'held':
+            runner.register_hook(hooks[1])
+        runner.train()
+        watched.append([json.loads(line) for line in (tmp_path / name / FILE).read_text().splitlines()])
+    plain, held = watched
+    shares = [line['layers']['head.0']['gradient_eq11'] for line in plain]
+    assert len(shares) == 6
+    assert shares == pytest.approx([line['layers']['head.0']['gradient_eq11'] for line in held], rel=1e-4)
+
+
+def _seeded() -> Model:
+    torch.manual_seed(0)
+    return Model()
 
 
 def test_the_hook_completes_gradients_of_layers_that_did_not_run_last(tmp_path):
