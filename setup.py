@@ -44,7 +44,7 @@ def cpp_kernels() -> dict:
     except ImportError:
         return {}
     flags = ['/O2', '/fp:precise'] if os.name == 'nt' else [
-        '-O3', '-fopenmp-simd', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=off']
+        '-O3', '-g0', '-fopenmp-simd', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=off']
     if sys.platform == 'linux':
         flags.append('-fopenmp')  # for at::parallel_for
     name = '_cpp_torch_' + '_'.join(torch.__version__.split('.')[:2])  # as wsbcn_mmseg/ops/cpp.py looks for it

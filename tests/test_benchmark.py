@@ -12,7 +12,7 @@ from wsbcn_mmseg.benchmarks.report import file_stem
 from wsbcn_mmseg.ops import cpp
 from wsbcn_mmseg.plotting import COLORS
 
-LAYERS = 5 if cpp.WHY_NOT else 7
+LAYERS = 7 if cpp.WHY_NOT else 10
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 SHAPE = (2, 64, 9, 7)
@@ -29,8 +29,9 @@ def test_layers(dtype, channels_last):
     assert len({key(row) for row in rows}) == len(rows) == LAYERS * 3
     assert {row['pass'] for row in rows} == {'forward', 'backward', 'both'}
     for row in rows:
-        assert min(row['ms'], row['copy_ms'], row['copy_bandwidth_share'], *map(row.get, layers.LAYER_BASES)) > 0
-        if (row['layer'], row['implementation']) == ('GroupNorm', 'native'):
+        ratios = ['vs_group_norm'] if layers.WITH_RELU in row['layer'] else layers.LAYER_BASES
+        assert min(row['ms'], row['copy_ms'], row['copy_bandwidth_share'], *map(row.get, ratios)) > 0
+        if row['layer'] in ('GroupNorm', f'GroupNorm{layers.WITH_RELU}'):
             assert row['vs_group_norm'] == 1
 
 
@@ -47,7 +48,8 @@ def test_fused_bcn_keeps_its_input_and_little_else(channels_last):
 
 def test_one_value_per_channel_leaves_out_who_cannot():
     rows = layers.layers(Options(repeats=1), [(1, 64, 1, 1)])
-    assert {row['layer'] for row in rows} == {'GroupNorm', 'BCN micro-batch'}
+    names = ('GroupNorm', 'BCN micro-batch')
+    assert {row['layer'] for row in rows} == {*names, *(name + layers.WITH_RELU for name in names)}
     assert {row['vs_batch_norm'] for row in rows} == {None}
 
 

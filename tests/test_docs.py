@@ -20,7 +20,7 @@ from wsbcn_mmseg.layers import BCN, ConvWS
 from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
 
 PAGE = (ROOT / 'docs' / 'use_in_your_project.md').read_text()
-SNIPPET, ON_TOP, SCRIPT, CALL, FINE_TUNING, CALIBRATION = re.findall(r'```python\n(.*?)```', PAGE, re.S)
+SNIPPET, ON_TOP, SCRIPT, CALL, FINE_TUNING, CALIBRATION, FUSE_RELU = re.findall(r'```python\n(.*?)```', PAGE, re.S)
 ORDINARY = SNIPPET.replace("custom_imports = dict(imports=['wsbcn_mmseg'])\n", '').replace("'BCN'", "'BN'").replace(
     "dict(type='ConvWS')", 'None').replace(SNIPPET[SNIPPET.index('custom_hooks'):], 'custom_hooks = []\n')
 
@@ -75,6 +75,12 @@ def test_calibration_in_a_script():
     layer = names['model'][1]
     assert isinstance(layer, BCN)
     assert not torch.allclose(layer.weight, torch.ones(()))  # what preserve=True alone would give here
+
+
+def test_fused_relu_in_a_script():
+    names = {}
+    exec(CALL + CALIBRATION + FUSE_RELU, names)
+    assert names['names'] == ['1']
 
 
 def test_the_settings_for_fine_tuning():

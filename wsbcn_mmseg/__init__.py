@@ -9,7 +9,7 @@ converts configs, :func:`load_segmentor` and :func:`infer` use trained segmentor
 import warnings
 
 from . import conversion, layers, ops
-from .conversion import convert_model, fold, plan_conversion
+from .conversion import convert_model, fold, fuse_relu, plan_conversion
 from .layers import BCN, ConvWS, ConvWS1d, ConvWS3d, follow_learning_rate
 from .runtime.stack import (
     check_stack,
@@ -22,7 +22,7 @@ from .runtime.stack import (
 __version__ = '0.2.0'
 _OF_OPENMMLAB = ('apply_bcn_ws', 'datasets', 'engine', 'hooks', 'infer', 'load_segmentor', 'models')
 __all__ = ['BCN', 'ConvWS', 'ConvWS1d', 'ConvWS3d', 'conversion', 'convert_model', 'fold', 'follow_learning_rate',
-           'layers', 'ops', 'plan_conversion']
+           'fuse_relu', 'layers', 'ops', 'plan_conversion']
 
 check_stack()
 declare_torchvision_operators()

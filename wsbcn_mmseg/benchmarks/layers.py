@@ -42,6 +42,7 @@ TARGET_SHAPES = ((2, 256, 65, 65), (2, 2048, 33, 33), (1, 256, 129, 129))
 PASSES = {'forward': 3, 'backward': 5, 'both': 8}  # with how often each must read or write an activation, uncached
 LAYER_BASES = {'vs_group_norm': ('GroupNorm', 'native'), 'vs_batch_norm': ('BatchNorm2d', 'native'),
                'vs_plain': ('BCN micro-batch', 'reference')}
+WITH_RELU = ' + ReLU'  # layers whose names end so are compared with others whose names do
 
 
 class Layer(NamedTuple):
@@ -60,7 +61,21 @@ def _layers(options: Options) -> list[Layer]:
     layers += [Layer('BCN micro-batch', name, partial(BCN, update_rate=UPDATE_RATE)) for name in names]
     layers += [Layer('BCN large-batch', name, partial(BCN, mode='large_batch'), batch_statistics=True)
                for name in names if name != 'reference']
+    layers.append(Layer(f'GroupNorm{WITH_RELU}', 'native', lambda channels: nn.Sequential(
+        nn.GroupNorm(32, channels, dtype=options.dtype), nn.ReLU(inplace=True))))
+    layers += [Layer(f'BCN micro-batch{WITH_RELU}', name, _with_relu) for name in names if name != 'reference']
     return layers
+
+
+def _with_relu(channels: int) -> BCN:
+    layer = BCN(channels, update_rate=UPDATE_RATE)
+    layer.fused_relu = True
+    return layer
+
+
+def _bases(name: str) -> dict[str, tuple[str, str]]:
+    suffix = WITH_RELU if name.endswith(WITH_RELU) else ''
+    return {key: (base + suffix, implementation) for key, (base, implementation) in LAYER_BASES.items()}
 
 
 def _layer_run(layer: nn.Module, name: str, x: Tensor, dy: Tensor) -> Run:
@@ -138,7 +153,8 @@ def _layer_rows(shape: tuple[int, int, int, int], options: Options) -> list[Row]
     for layer, bytes_kept in zip(layers, kept, strict=True):
         for column, (name, accesses) in enumerate(PASSES.items()):
             measured = times[layer[:2]][:, column]
-            bases = {key: times[base][:, column] if base in times else None for key, base in LAYER_BASES.items()}
+            bases = {key: times[base][:, column] if base in times else None
+                     for key, base in _bases(layer.name).items()}
             rows.append({
                 'layer': layer.name, 'implementation': layer.implementation, 'shape': 'x'.join(map(str, shape)),
                 'pass': name, 'ms': float(np.median(measured)),
@@ -168,7 +184,7 @@ def draw_layers(rows: list[Row]) -> Figure:
     batches = {}
     for row in rows:
         batches.setdefault(row['shape'].split('x')[0], []).append(row)
-    names = [name for name in dict.fromkeys(map(_name, rows)) if name != LAYER_BASES['vs_group_norm']]
+    names = [name for name in dict.fromkeys(map(_name, rows)) if name != _bases(name[0])['vs_group_norm']]
     most = max(len({row['shape'] for row in part}) for part in batches.values())
     figure = Figure(figsize=(14, 1 + 3 * len(batches)), layout='constrained')
     grid = figure.subplots(len(batches), squeeze=False, sharey=True)[:, 0]

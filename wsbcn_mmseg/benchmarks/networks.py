@@ -14,6 +14,7 @@ from mmseg.structures import SegDataSample
 from rich.progress import track
 from torch import Tensor, nn
 
+from wsbcn_mmseg.conversion import fuse_relu
 from wsbcn_mmseg.layers import BCN
 
 from .drawing import draw_bars
@@ -39,6 +40,7 @@ class Network(NamedTuple):
     implementation: str
     config: str
     conv: type[nn.Module] | None = None  # in the place of our ConvWS
+    fuse_relu: bool = False
 
 
 def _networks(device: str) -> list[Network]:
@@ -49,6 +51,7 @@ def _networks(device: str) -> list[Network]:
             Network('GN+WS', 'ours', 'gn_ws'),
             Network('BCN+WS micro-batch', 'reference', 'bcn_ws_micro', ConvWS2d),
             *[Network('BCN+WS micro-batch', name, 'bcn_ws_micro') for name in fast],
+            *[Network('BCN+WS micro-batch, ReLU fused', name, 'bcn_ws_micro', fuse_relu=True) for name in fast],
             *[Network('BCN+WS large-batch', name, 'bcn_ws') for name in fast]]
 
 
@@ -64,6 +67,8 @@ def build_network(network: Network, depth: int, options: Options) -> nn.Module:
     for module in model.modules():
         if isinstance(module, BCN):
             module.update_rate = UPDATE_RATE
+    if network.fuse_relu:
+        fuse_relu(model)
     return model.to(options.device, memory_format=options.memory_format)
 
 

@@ -1,9 +1,11 @@
 """Networks rewritten: which convolution feeds which norm, and what is done with that knowledge."""
 from .convert import convert_model, plan_conversion
 from .fold import fold
+from .fuse_relu import fuse_relu, unfuse_relu
 from .report import ConversionError, ConversionReport
 
-__all__ = ['ConversionError', 'ConversionReport', 'convert_model', 'fold', 'plan_conversion']
+__all__ = ['ConversionError', 'ConversionReport', 'convert_model', 'fold', 'fuse_relu', 'plan_conversion',
+           'unfuse_relu']
 
 
 def __getattr__(name: str):

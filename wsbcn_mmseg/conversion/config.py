@@ -28,7 +28,8 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
     selects some layers only are left to it too, and with ``preserve`` everything is.
 
     ``custom_imports`` and, for BCN, the hooks are added: ``BCNUpdateRateHook``, with a ``min_rate`` of 0.01 under
-    optimizers of Adam's kind, whose learning rates are small, and ``SyncNormStatisticsHook``.
+    optimizers of Adam's kind, whose learning rates are small, and ``SyncNormStatisticsHook``. With ``ws`` and gradient
+    accumulation, ``HeldKernelsHook`` is added.
 
     Args:
         cfg: A config, or the dict under its ``model``.

@@ -121,8 +121,12 @@ class _Recorder:
     def after_norm(self, *_) -> None:
         self.inside.pop()
 
+    def is_output(self, tensor: Tensor) -> bool:
+        """Whether a convolution has returned it, and nothing has changed it in place since."""
+        return tensor in self.outputs and self.outputs[tensor][1] == _version(tensor)
+
     def read(self, tensor: Tensor) -> None:
-        if tensor in self.outputs and not any(tensor is own for _, own in self.inside):
+        if self.is_output(tensor) and not any(tensor is own for _, own in self.inside):
             self.flow.read_elsewhere.add(self.outputs[tensor][0])
         holders = self.holders.get(storage_of(tensor))
         if holders is not None and not any(layer in holders for layer, _ in self.inside):
@@ -152,6 +156,7 @@ def record_dataflow(run: Callable[[], object], convs: Iterable[nn.Module], norms
         recorder.finish()
     if len(recorder.outputs):  # what the caller holds, in objects of whatever kind
         gc.collect()
-    recorder.flow.read_elsewhere.update(conv for conv, _ in recorder.outputs.values())
+    recorder.flow.read_elsewhere.update(
+        conv for tensor, (conv, _) in recorder.outputs.items() if recorder.is_output(tensor))
     del result
     return recorder.flow

@@ -13,10 +13,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from wsbcn_mmseg import layers
 from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.layers.fused_relu import ReLUUnlessFused
 from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 
 from .copying import copy_network
 from .dataflow import Dataflow
+from .fuse_relu import unfuse_relu
 from .norm_families import behaves_as_family
 from .selection import is_lazy
 from .trial_run import TrialRun
@@ -77,6 +79,7 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
     """
     _check_layers(model)
     folded = copy_network(model)
+    unfuse_relu(folded)
     folded.eval()  # which returns None for some OpenMMLab networks
     for module in folded.modules():
         if _is_ours(module) and not isinstance(module, (BCN, ReparametrizedConv)):
@@ -150,7 +153,7 @@ def _is_known(module: nn.Module) -> bool:
     """Whether :func:`fold` knows a stock layer that computes what a layer of this package does."""
     if isinstance(module, BCN):
         return behaves_as_family(module)
-    return isinstance(module, ReparametrizedConv) or _stock_class(module) is not None
+    return isinstance(module, (ReparametrizedConv, ReLUUnlessFused)) or _stock_class(module) is not None
 
 
 def _stock_class(module: nn.Module) -> type[nn.Module] | None:

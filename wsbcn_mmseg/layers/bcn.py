@@ -12,6 +12,7 @@ from wsbcn_mmseg.ops.batch_channel_norm import MODES, values_per_group
 from wsbcn_mmseg.ops.estimates import recomputing, update_estimates
 from wsbcn_mmseg.ops.execution import transformed
 
+from .fused_relu import mark_rectified
 from .tracing import is_symbolic, leaf_call
 
 DEFAULT_UPDATE_RATE = 0.01
@@ -80,6 +81,7 @@ class BCN(nn.GroupNorm):
     """
     _abbr_ = 'bcn'
     _warned = _warned_of_few_values = False
+    fused_relu = False  # set by fuse_relu
 
     def __init__(self, num_features: int, num_groups: int | None = None, eps: float = 1e-5, mode: str = 'micro_batch',
                  update_rate: float = DEFAULT_UPDATE_RATE, momentum: float | None = 0.1, sync: bool = False,
@@ -148,11 +150,15 @@ class BCN(nn.GroupNorm):
             self._update_as_batch_norm(x)
             updates = False  # below, as they are now
         mean, var, batch_statistics = self._statistics(bn, x)
+        fused = self.fused_relu and not self._forward_hooks  # hooks must see this layer's own output
         y = batch_channel_norm(
             x, *_affine(bn, self.num_channels, x), mean, var, *_affine(self, self.num_groups, x), self.num_groups,
             training=updates or batch_statistics, mode=self.mode,
             rate=self._momentum() if large_batch else self._update_rate, eps=self.eps,
-            sync=large_batch and (self.sync or isinstance(bn, nn.SyncBatchNorm)), skipped_updates=self.skipped_updates)
+            sync=large_batch and (self.sync or isinstance(bn, nn.SyncBatchNorm)), skipped_updates=self.skipped_updates,
+            relu=fused)
+        if fused:
+            mark_rectified(y)
         if updates:
             self._count_batch(bn, x)
         return y

@@ -101,7 +101,7 @@ def batch_channel_norm(x: Tensor,
                  training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
     if run is cpp.batch_channel_norm_cpp:
         return run(*arguments, relu)
-    return run(*arguments).relu() if relu else run(*arguments)
+    return run(*arguments).relu_() if relu else run(*arguments)
 
 
 def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
