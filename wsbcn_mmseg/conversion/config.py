@@ -23,7 +23,7 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
 
     Every ``norm_cfg`` of BatchNorm, SyncBatchNorm or GroupNorm becomes ``norm``, and the parts that have one and that
     take a ``conv_cfg`` get ``dict(type='ConvWS')``. What dicts do not reach (parts without ``conv_cfg``, norms that a
-    class builds by itself, convolutions that no norm follows) is put right after building, by ``convert_model``:
+    class builds by itself, convolutions that no norm follows) is converted after building, by ``convert_model``:
     ``model.type`` becomes ``ConvertedModel``, and ``model.conversion`` says what it builds. Parts of which a pattern
     selects some layers only are left to it too, and with ``preserve`` everything is.
 
