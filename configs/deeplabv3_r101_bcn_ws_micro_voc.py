@@ -10,4 +10,5 @@ optim_wrapper = dict(accumulative_counts=accumulation)
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=30000 * accumulation + 1, by_epoch=False)]
 train_cfg = dict(max_iters=30000 * accumulation, val_interval=5000 * accumulation)
 default_hooks = dict(checkpoint=dict(interval=5000 * accumulation))
-custom_hooks = [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook')]
+custom_hooks = [
+    dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook'), dict(type='HeldKernelsHook')]

@@ -6,6 +6,7 @@ import argparse
 
 # First: then a torchvision that was built for another torch can be imported too
 from wsbcn_mmseg import convert_model, fold, follow_learning_rate
+from wsbcn_mmseg.layers import HeldKernels
 
 import timm
 import torch
@@ -32,11 +33,13 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, args.images // 4))
     follow_learning_rate(model, optimizer)
+    kernels = HeldKernels(model)  # saves time: kernels are standardized once per optimizer step
     model.train()
     for step, (image, label) in enumerate(data, 1):
         wide = (label.any(0).sum() > label.any(1).sum()).long()
-        loss = F.cross_entropy(model(image[None]), wide[None]) / 4
-        loss.backward()
+        with kernels.micro_step(last=step % 4 == 0):
+            loss = F.cross_entropy(model(image[None]), wide[None]) / 4
+            loss.backward()
         if step % 4 == 0:
             optimizer.step()
             optimizer.zero_grad()

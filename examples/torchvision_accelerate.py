@@ -6,6 +6,7 @@ import argparse
 
 # First: then a torchvision that was built for another torch can be imported too
 from wsbcn_mmseg import convert_model, fold, follow_learning_rate
+from wsbcn_mmseg.layers import HeldKernels
 
 import torch
 import torchvision
@@ -38,11 +39,13 @@ def main() -> None:
     model, optimizer, scheduler, loader = accelerator.prepare(network, optimizer, scheduler,
                                                               DataLoader(data, batch_size=1, shuffle=True))
     follow_learning_rate(model, optimizer)
+    kernels = HeldKernels(model)  # saves time: kernels are standardized once per optimizer step
     model.train()
     for images, labels in loader:
         with accelerator.accumulate(model):
-            loss = F.cross_entropy(model(images)['out'], labels)
-            accelerator.backward(loss)
+            with kernels.micro_step(last=accelerator.sync_gradients):
+                loss = F.cross_entropy(model(images)['out'], labels)
+                accelerator.backward(loss)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()

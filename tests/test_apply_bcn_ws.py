@@ -41,7 +41,9 @@ def build(cfg):
 @pytest.mark.parametrize('family', DOZEN)
 def test_families_of_the_zoo(family):
     result = zoo.check(family, size=64)
-    assert result.outcome == 'ok' and result.bcn and result.conv_ws, result
+    assert result.outcome == 'ok', result
+    assert result.bcn, result
+    assert result.conv_ws, result
 
 
 def test_the_table_of_the_zoo_is_of_all_families_and_95_percent_pass():
@@ -55,11 +57,14 @@ def test_dicts(capsys):
     cfg = shipped(FCN)
     assert apply_bcn_ws(cfg) is cfg
     for part in (cfg.model.backbone, cfg.model.decode_head, cfg.model.auxiliary_head):
-        assert part.norm_cfg == dict(type='BCN', requires_grad=True) and part.conv_cfg == dict(type='ConvWS')
-    assert cfg.norm_cfg.type == 'BCN' and cfg.custom_imports['imports'] == ['wsbcn_mmseg']
+        assert part.norm_cfg == dict(type='BCN', requires_grad=True)
+        assert part.conv_cfg == dict(type='ConvWS')
+    assert cfg.norm_cfg.type == 'BCN'
+    assert cfg.custom_imports['imports'] == ['wsbcn_mmseg']
     assert cfg.custom_hooks == [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook')]
     said = capsys.readouterr().out
-    assert 'model.backbone.norm_cfg: SyncBN -> BCN' in said and 'model.decode_head.conv_cfg: None -> ConvWS' in said
+    assert 'model.backbone.norm_cfg: SyncBN -> BCN' in said
+    assert 'model.decode_head.conv_cfg: None -> ConvWS' in said
     assert 'custom_hooks: + BCNUpdateRateHook' in said
     with pytest.raises(ValueError, match='converted already'):
         apply_bcn_ws(cfg)
@@ -76,8 +81,10 @@ def test_dicts_of_a_model_alone_groups_and_3d():
     model = ConfigDict(type='EncoderDecoder', backbone=dict(type='ResNet', norm_cfg=dict(type='GN', num_groups=8)),
                        neck=dict(type='FPN', norm_cfg=None))
     apply_bcn_ws(model, log=None)
-    assert model.backbone.norm_cfg == dict(type='BCN', num_groups=8) and 'conv_cfg' not in model.neck
-    assert model.type == 'ConvertedModel' and model.conversion.type == 'EncoderDecoder'
+    assert model.backbone.norm_cfg == dict(type='BCN', num_groups=8)
+    assert 'conv_cfg' not in model.neck
+    assert model.type == 'ConvertedModel'
+    assert model.conversion.type == 'EncoderDecoder'
     cfg = ConfigDict(model=dict(type='X', backbone=dict(type='Unknown', norm_cfg=dict(type='BN3d'))))
     apply_bcn_ws(cfg, dict(type='BCN', mode='large_batch'), log=None)
     assert cfg.model.backbone == dict(type='Unknown', norm_cfg=dict(type='BCN', mode='large_batch'))
@@ -87,16 +94,19 @@ def test_dicts_of_a_model_alone_groups_and_3d():
 def test_other_norms_and_patterns():
     cfg = apply_bcn_ws(shipped(FCN), 'GN', False, log=None)
     assert cfg.model.backbone.norm_cfg == dict(type='GN', requires_grad=True, num_groups=32)
-    assert 'conv_cfg' not in cfg.model.backbone and 'custom_hooks' not in cfg
+    assert 'conv_cfg' not in cfg.model.backbone
+    assert 'custom_hooks' not in cfg
     cfg = apply_bcn_ws(shipped(FCN), exclude=['auxiliary_head', 'backbone.layer1'], log=None)
-    assert cfg.model.decode_head.norm_cfg.type == 'BCN' and cfg.model.auxiliary_head.norm_cfg.type == 'SyncBN'
+    assert cfg.model.decode_head.norm_cfg.type == 'BCN'
+    assert cfg.model.auxiliary_head.norm_cfg.type == 'SyncBN'
     assert cfg.model.backbone.norm_cfg.type == 'SyncBN'  # which a part of it keeps
     model = build(cfg)
     kept = ('backbone.layer1', 'auxiliary_head')
     for name, module in model.named_modules():
         if name.endswith(('bn1', 'bn', 'downsample.1')):
             assert isinstance(module, nn.SyncBatchNorm) == name.startswith(kept), name
-    assert isinstance(model.backbone.layer2[0].bn1, BCN) and isinstance(model.decode_head.convs[0].bcn, BCN)
+    assert isinstance(model.backbone.layer2[0].bn1, BCN)
+    assert isinstance(model.decode_head.convs[0].bcn, BCN)
 
 
 def test_hooks_that_are_there_and_optimizers_of_small_steps():
@@ -105,15 +115,18 @@ def test_hooks_that_are_there_and_optimizers_of_small_steps():
                      optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-4)))
     apply_bcn_ws(cfg, log=None)
     assert [hook['type'] for hook in cfg.custom_hooks] == ['EMAHook', 'BCNUpdateRateHook', 'SyncNormStatisticsHook']
-    assert cfg.custom_hooks[1].factor == 2 and cfg.custom_imports['imports'] == ['mine', 'wsbcn_mmseg']
+    assert cfg.custom_hooks[1].factor == 2
+    assert cfg.custom_imports['imports'] == ['mine', 'wsbcn_mmseg']
     cfg = ConfigDict(model=dict(type='X'), optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-4)))
     assert apply_bcn_ws(cfg, log=None).custom_hooks[0] == dict(type='BCNUpdateRateHook', min_rate=0.01)
+    cfg = ConfigDict(model=dict(type='X'), optim_wrapper=dict(accumulative_counts=4))
+    assert apply_bcn_ws(cfg, None, log=None).custom_hooks == [dict(type='HeldKernelsHook')]
 
 
 @pytest.mark.parametrize('weights', [
     dict(pretrained='open-mmlab://resnet50_v1c'), dict(backbone=dict(init_cfg=dict(checkpoint='news/resnet.pth')))])
 def test_weights_that_were_trained_without_ws(weights):
-    with pytest.warns(UserWarning, match='was not trained with Weight Standardization'):
+    with pytest.warns(UserWarning, match='was, according to its name, trained without Weight Standardization'):
         apply_bcn_ws(dict(type='X', **weights), log=None)
 
 
@@ -155,7 +168,8 @@ def test_preserve(tmp_path):
         model.init_weights()
         with torch.no_grad():
             error[preserve] = ((model.eval()(images) - expected).norm() / expected.norm()).item()
-    assert converted.load_from is None and isinstance(model.backbone.layer1[0].conv1, AdaptiveConvWS)
+    assert converted.load_from is None
+    assert isinstance(model.backbone.layer1[0].conv1, AdaptiveConvWS)
     assert error[True] < 0.4 < error[False], error
     copy.deepcopy(model).init_weights()
 
@@ -202,7 +216,8 @@ def test_the_flag_in_two_processes_and_the_config_it_writes(stdc, mini_voc, tmp_
 def test_mistakes_are_one_sentence(arguments, sentence, mini_voc):
     result = run_tool('train.py', ROOT / 'configs' / 'demo_mini_voc.py', *arguments, check=False,
                       VOC_ROOT=str(mini_voc))
-    assert result.returncode == 1 and sentence in result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1
+    assert sentence in result.stderr.strip().splitlines()[-1]
 
 
 def test_a_config_that_converts_another(stdc, tmp_path):
@@ -211,7 +226,8 @@ def test_a_config_that_converts_another(stdc, tmp_path):
                     'model = dict(_delete_=True, **apply_bcn_ws(_base_.model))\n'
                     "custom_hooks = [dict(type='BCNUpdateRateHook')]\n")
     cfg = Config.fromfile(path)
-    assert cfg.model.type == 'ConvertedModel' and sum(isinstance(m, BCN) for m in build(cfg).modules()) == 41
+    assert cfg.model.type == 'ConvertedModel'
+    assert sum(isinstance(m, BCN) for m in build(cfg).modules()) == 41
 
 
 def test_hooks_given_by_class_or_scope_are_not_added_again():
@@ -219,7 +235,8 @@ def test_hooks_given_by_class_or_scope_are_not_added_again():
     cfg = shipped(FCN)
     cfg.custom_hooks = [dict(type=BCNUpdateRateHook, factor=0.1), SyncNormStatisticsHook()]
     apply_bcn_ws(cfg, log=None)
-    assert len(cfg.custom_hooks) == 2 and cfg.custom_hooks[0]['factor'] == 0.1
+    assert len(cfg.custom_hooks) == 2
+    assert cfg.custom_hooks[0]['factor'] == 0.1
     cfg = shipped(FCN)
     cfg.custom_hooks = [dict(type='mmengine.BCNUpdateRateHook', factor=0.1)]
     apply_bcn_ws(cfg, log=None)
@@ -233,7 +250,8 @@ def test_backbones_with_deformable_convolutions_keep_their_conv_cfg():
     apply_bcn_ws(cfg, log=None)
     assert not cfg.model.backbone.get('conv_cfg')
     model = build(cfg)
-    assert isinstance(model.backbone.layer1[0].conv1, ConvWS) and isinstance(model.backbone.layer4[0].norm3, BCN)
+    assert isinstance(model.backbone.layer1[0].conv1, ConvWS)
+    assert isinstance(model.backbone.layer4[0].norm3, BCN)
 
 
 def test_patterns_that_match_nothing_end_in_a_sentence(tmp_path, mini_voc):

@@ -92,7 +92,8 @@ def test_halves_in_the_layer(parts):
     wanted = F.conv2d(F.pad(x, (1, 1, 1, 1), 'circular'), standardize_weight(conv.weight, **parts), conv.bias)
     torch.testing.assert_close(conv(x), wanted)
     assert torch.autograd.gradcheck(lambda w: torch.func.functional_call(conv, {'weight': w}, x), conv.weight)
-    assert next(iter(parts)) in repr(conv) and 'center' not in repr(ConvWS(3, 5, 3))
+    assert next(iter(parts)) in repr(conv)
+    assert 'center' not in repr(ConvWS(3, 5, 3))
 
 
 @pytest.mark.parametrize('cls', [ConvWN, ConvCWN])
@@ -112,7 +113,9 @@ def test_groups_follow_the_width():
     """Section 8.2: min(32, C / 4)."""
     for channels, groups in ((16, 4), (32, 8), (64, 16), (128, 32), (256, 32), (6, 1)):
         name, norm = build_norm_layer(dict(type='GNByWidth'), channels, postfix=1)
-        assert norm.num_groups == groups and name == 'gn1' and isinstance(norm, nn.GroupNorm)
+        assert norm.num_groups == groups
+        assert name == 'gn1'
+        assert isinstance(norm, nn.GroupNorm)
     assert GNByWidth(32, min_channels_per_group=2).num_groups == 16
 
 

@@ -193,7 +193,8 @@ def test_half_precision_keeps_float32_statistics(impl, dtype):
     reference = [a.double() for a in args]
     y = batch_channel_norm(x, *args, G, training=True, rate=0.1, impl=impl)
     expected = batch_channel_norm(x.double(), *reference, G, training=True, rate=0.1, impl='reference')
-    assert y.dtype == dtype and args[2].dtype == torch.float32
+    assert y.dtype == dtype
+    assert args[2].dtype == torch.float32
     torch.testing.assert_close(args[3].double(), reference[3], rtol=1e-5, atol=0)
     torch.testing.assert_close(y.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
 
@@ -207,7 +208,8 @@ def test_parameters_and_estimates_in_another_dtype_than_the_input(dtype):
         args = [a.clone() for a in values]
         parameters = [args[i].requires_grad_() for i in (0, 1, 4, 5)]
         y = batch_channel_norm(x, *args, G, training=True, rate=0.1, impl=impl)
-        assert y.dtype == torch.float32 and args[2].dtype == dtype
+        assert y.dtype == torch.float32
+        assert args[2].dtype == dtype
         results.append([y, args[2], args[3], *torch.autograd.grad(y, [x, *parameters], dy)])
     for others in results[1:]:
         for a, b in zip(results[0], others, strict=True):
@@ -264,9 +266,12 @@ def test_non_finite_inputs_never_enter_the_estimates(impl, value, mode):
     y = batch_channel_norm(x, *args, G, training=True, mode=mode, rate=0.1, impl=impl, skipped_updates=skipped)
     assert y[1, :C // G].isnan().all(), 'the group it is in'
     if mode == 'micro_batch':
-        assert y[0].isfinite().all() and y[1, C // G:].isfinite().all()
-    assert args[2][0] == mean[0] and args[3][0] == var[0]
-    assert args[2].isfinite().all() and (args[2][1:] != mean[1:]).all()
+        assert y[0].isfinite().all()
+        assert y[1, C // G:].isfinite().all()
+    assert args[2][0] == mean[0]
+    assert args[3][0] == var[0]
+    assert args[2].isfinite().all()
+    assert (args[2][1:] != mean[1:]).all()
     assert skipped.tolist() == [1] + [0] * (C - 1)
 
 
@@ -390,7 +395,8 @@ def _synchronised(rank: int, path: str):
             torch.testing.assert_close(buffer, case['after'][name], rtol=0, atol=1e-12)
         mean = layer.bn.running_mean.clone()
         layer(torch.full_like(x, float('nan')) if rank else x)
-        assert torch.equal(layer.bn.running_mean, mean) and (layer.skipped_updates == 1).all(), 'any rank can spoil it'
+        assert torch.equal(layer.bn.running_mean, mean), 'any rank can spoil it'
+        assert (layer.skipped_updates == 1).all()
         assert not layer.bn.running_var.requires_grad, 'the estimates are in no graph'
 
 

@@ -122,7 +122,9 @@ def test_estimates_that_are_not_finite_are_not_blamed_on_the_input():
     bcn, _ = pair()
     bcn.bn.running_mean[2] = float('nan')
     bcn(DATA[0])
-    assert not bcn.skipped_updates.any() and bcn.bn.running_mean[2].isnan() and bcn.bn.running_mean[1] != 0
+    assert not bcn.skipped_updates.any()
+    assert bcn.bn.running_mean[2].isnan()
+    assert bcn.bn.running_mean[1] != 0
     x = DATA[1].clone()
     x[0, 4] = float('inf')
     bcn(x)
@@ -141,7 +143,8 @@ def test_batches_without_images(training, mode, impl, monkeypatch):
     x = torch.randn(0, 6, 4, 4, requires_grad=True)
     y = layer(x)
     y.sum().backward()
-    assert y.shape == x.shape and x.grad.shape == x.shape
+    assert y.shape == x.shape
+    assert x.grad.shape == x.shape
     assert all(parameter.grad.eq(0).all() for parameter in layer.parameters())
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
@@ -187,6 +190,7 @@ def test_arguments_of_conv_ws_are_checked(settings):
 
 def test_device_and_dtype_as_in_torch():
     layer = BCN(8, device='meta', dtype=torch.float64)
-    assert all(tensor.is_meta for tensor in layer.state_dict().values()) and layer.weight.dtype == torch.float64
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    assert layer.weight.dtype == torch.float64
     layer = BCN(8, dtype=torch.float64)
     assert layer(torch.randn(1, 8, 3, 3, dtype=torch.float64)).dtype == torch.float64

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsbcn_mmseg.benchmarks import Options, deployment, layers, networks, watching, write_results
+from wsbcn_mmseg.benchmarks import Options, accumulation, deployment, layers, networks, watching, write_results
 from wsbcn_mmseg.benchmarks.report import file_stem
 from wsbcn_mmseg.ops import cpp
 from wsbcn_mmseg.plotting import COLORS
@@ -58,8 +58,11 @@ def test_networks(root, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, '_networks', lambda device: [chosen[0], chosen[-1]])
     options = Options(repeats=1, crop=33, depths=[50], configs=root / 'configs')
     bn, plain = rows = networks.networks(options)
-    assert key(bn) == ('BN', 'native', '2x3x33x33', 'training step') and bn['network'] == 'DeepLabV3-R50'
-    assert bn['vs_bn'] == bn['saved_vs_bn'] == 1 and plain['vs_bn'] > 0 and plain['saved_vs_bn'] > 1
+    assert key(bn) == ('BN', 'native', '2x3x33x33', 'training step')
+    assert bn['network'] == 'DeepLabV3-R50'
+    assert bn['vs_bn'] == bn['saved_vs_bn'] == 1
+    assert plain['vs_bn'] > 0
+    assert plain['saved_vs_bn'] > 1
     _, plot = write_results('networks', rows, options, tmp_path)
     assert Image.open(plot).format == 'PNG'
 
@@ -68,13 +71,27 @@ def test_watching(root, tmp_path):
     options = Options(repeats=1, crop=33, batches=[2], configs=root / 'configs')
     rows = watching.watching(options)
     assert [row['implementation'] for row in rows] == ['plain', 'sampled', 'sampled, gradients']
-    assert rows[0]['vs_plain'] == 1 and rows[0]['percent_at_interval_50'] == 0
+    assert rows[0]['vs_plain'] == 1
+    assert rows[0]['percent_at_interval_50'] == 0
     assert all(row['percent_at_interval_50'] == pytest.approx(2 * (row['vs_plain'] - 1)) for row in rows)
     path, plot = write_results('watching', rows, options, tmp_path)
-    assert path.name == 'watching_cpu_float32.csv' and Image.open(plot).format == 'PNG'
+    assert path.name == 'watching_cpu_float32.csv'
+    assert Image.open(plot).format == 'PNG'
 
 
-@pytest.mark.parametrize('benchmark', ['networks', 'watching'])
+def test_accumulation(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(accumulation, 'MICRO_STEPS', (2, ))
+    options = Options(repeats=1, crop=33, depths=[50], batches=[1], configs=root / 'configs')
+    rows = accumulation.accumulation(options)
+    assert [(row['layer'], row['implementation']) for row in rows] == [
+        ('2 micro-steps', 'standardized in each'), ('2 micro-steps', 'standardized once')]
+    assert rows[0]['vs_every'] == 1
+    path, plot = write_results('accumulation', rows, options, tmp_path)
+    assert path.name == 'accumulation_cpu_float32.csv'
+    assert Image.open(plot).format == 'PNG'
+
+
+@pytest.mark.parametrize('benchmark', ['networks', 'watching', 'accumulation'])
 def test_files_of_mixed_precision_are_named_so(benchmark):
     assert file_stem(benchmark, Options(amp=True)) == f'{benchmark}_cpu_amp_bfloat16'
     assert file_stem(benchmark, Options()) == f'{benchmark}_cpu_float32'
@@ -94,9 +111,11 @@ def test_deployment(root, tmp_path, monkeypatch):
     rows = deployment.deployment(options)
     names = [(row['layer'], row['implementation']) for row in rows]
     assert names[:3] == [('GN', 'native'), ('BCN+WS', 'original'), ('BCN+WS', 'folded')]
-    assert rows[0]['vs_group_norm'] == rows[1]['vs_original'] == 1 and rows[2]['vs_group_norm'] > 0
+    assert rows[0]['vs_group_norm'] == rows[1]['vs_original'] == 1
+    assert rows[2]['vs_group_norm'] > 0
     path, plot = write_results('deployment', rows, options, tmp_path)
-    assert path.name == 'deployment_cpu_float32.csv' and Image.open(plot).format == 'PNG'
+    assert path.name == 'deployment_cpu_float32.csv'
+    assert Image.open(plot).format == 'PNG'
 
 
 @pytest.fixture
@@ -111,13 +130,15 @@ def run_tool(root, monkeypatch):
 def test_tool_writes_table_csv_and_plot(run_tool, tmp_path, capsys):
     run_tool('layers', '--quick', '--repeats', 1, '--threads', 1, '--device', 'cpu', '--out', tmp_path / 'new')
     output = capsys.readouterr().out
-    assert '2x2048x33x33' in output and 'BCN micro-batch' in output
+    assert '2x2048x33x33' in output
+    assert 'BCN micro-batch' in output
     path = tmp_path / 'new' / 'layers_cpu_float32_quick.csv'
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert len({key(row) for row in rows}) == len(rows) == 3 * LAYERS * 3
     assert {'machine', 'threads', 'torch', 'triton', 'wsbcn_mmseg', 'date', 'device', 'memory_format'} <= set(rows[0])
-    assert rows[0]['threads'] == '1' and rows[0]['torch'] == torch.__version__
+    assert rows[0]['threads'] == '1'
+    assert rows[0]['torch'] == torch.__version__
     assert Image.open(path.with_suffix('.png')).format == 'PNG'
 
 

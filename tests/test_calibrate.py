@@ -72,7 +72,9 @@ def test_everything_else_stays_and_new_layers_keep_their_start():
     assert calibrate(model, [(images(2), ), images(1)]) == 2
     changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
     assert changed == {'0.1.weight', '0.1.bias', '0.4.weight', '0.4.bias'}
-    assert model.training and model[1].training and not model[0][1].bn.training
+    assert model.training
+    assert model[1].training
+    assert not model[0][1].bn.training
     assert all('forward' not in vars(module) for module in model.modules())
 
 

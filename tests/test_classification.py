@@ -73,14 +73,17 @@ def test_every_config_trains(config, data, tmp_path, cifar_checksums):
     runner.train()
     assert all(value.isfinite().all() for value in network.state_dict().values())
     moved = [name for name, value in network.named_parameters() if not torch.equal(value, first[name])]
-    assert len(moved) > .7 * len(first) and 'backbone.conv1.weight' in moved and 'head.fc.weight' in moved
+    assert len(moved) > .7 * len(first)
+    assert 'backbone.conv1.weight' in moved
+    assert 'head.fc.weight' in moved
     assert 0 <= runner.message_hub.get_scalar('val/accuracy/top1').current() <= 100
     name = re.match(r'(resnet\d+|resnext\d+_32x4d)_(.*)_(in1k|c10|c100)', config.stem)[2]
     norms = [m for m in network.modules() if isinstance(m, (nn.GroupNorm, nn.InstanceNorm2d, BCN, SwitchableNorm))
              or type(m) is nn.BatchNorm2d]
     kind = EXPECTED[name.split('_')[0]]
     outer = [m for m in norms if not any(m is n.bn for n in norms if isinstance(n, (BCN, SwitchableNorm)))]
-    assert outer and all(isinstance(m, kind) and m.weight is not None for m in outer)
+    assert outer
+    assert all(isinstance(m, kind) and m.weight is not None for m in outer)
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     conv = next((c for word, c in (('_wn', ConvWN), ('_cwn', ConvCWN), ('_ws', ConvWS)) if word in name), nn.Conv2d)
     assert {type(m) for m in convs} == {conv}
@@ -130,8 +133,10 @@ def test_networks_start_as_the_authors(row, zero):
     blocks = [block for stage in (1, 2, 3, 4) for block in getattr(model.backbone, f'layer{stage}')]
     assert len(blocks) == 16
     for block in blocks:
-        assert block.norm3.weight.eq(0 if zero else 1).all() and block.norm3.bias.eq(0).all()
-        assert block.norm2.weight.eq(1).all() and (not zero or block.norm3.bn.weight.eq(1).all())
+        assert block.norm3.weight.eq(0 if zero else 1).all()
+        assert block.norm3.bias.eq(0).all()
+        assert block.norm2.weight.eq(1).all()
+        assert (not zero or block.norm3.bn.weight.eq(1).all())
     for parameter in model.head.fc.parameters():
         assert .9 < parameter.abs().max() * 2048**.5 <= 1
     assert model.head.fc.weight.std().item() == pytest.approx((1 / 3 / 2048)**.5, rel=.01)
@@ -172,7 +177,8 @@ def test_pretrained_backbone_goes_into_the_segmentor(pretrained, mini_voc, tmp_p
     runner = Runner.from_cfg(cfg)
     runner.train()
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert f'Backbone: loaded {len(weights)} tensors from {pretrained}' in log and runner.iter == 1
+    assert f'Backbone: loaded {len(weights)} tensors from {pretrained}' in log
+    assert runner.iter == 1
 
     network = MODELS.build(dict(cfg.model.backbone, init_cfg=dict(
         type='Pretrained', checkpoint=str(pretrained), prefix='backbone.')))
@@ -193,4 +199,6 @@ def test_missing_data_is_one_sentence(tmp_path):
     for folder, variable in (('imagenet/resnet50_bn_in1k', 'IMAGENET_ROOT'), ('cifar/resnet18_bn_c10', 'CIFAR_ROOT')):
         config = ROOT / 'configs' / f'{folder}.py'
         result = run_tool('train.py', config, check=False, **{variable: str(tmp_path / 'no')})
-        assert result.returncode == 1 and f'set {variable}' in result.stderr and 'Traceback' not in result.stderr
+        assert result.returncode == 1
+        assert f'set {variable}' in result.stderr
+        assert 'Traceback' not in result.stderr

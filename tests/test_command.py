@@ -46,7 +46,8 @@ def test_arguments_offer_what_the_package_has():
     """Their choices are written down once more, because the tools do not import the package for its names."""
     names = {tool: runpy.run_path(str(ROOT / 'tools' / f'{tool}.py')) for tool in ('benchmark', 'export', 'infer')}
     assert names['benchmark']['NAMES'] == tuple(BENCHMARKS)
-    assert names['export']['FORMATS'] == tuple(FORMATS) and names['export']['TOLERANCE'] == TOLERANCE
+    assert names['export']['FORMATS'] == tuple(FORMATS)
+    assert names['export']['TOLERANCE'] == TOLERANCE
     assert names['infer']['MODES'] == INFERENCE_MODES
 
 
@@ -63,13 +64,15 @@ def wsbcn(*arguments: str, code: str = '') -> subprocess.CompletedProcess:
 def test_overview_has_a_line_for_each_command(arguments):
     result = wsbcn(*arguments)
     lines = [line.split()[0] for line in result.stdout.splitlines() if line.startswith('  ')]
-    assert result.returncode == 0 and lines == [*command.TOOLS, 'configs']
+    assert result.returncode == 0
+    assert lines == [*command.TOOLS, 'configs']
 
 
 @pytest.mark.parametrize('name', command.TOOLS)
 def test_every_command_is_a_tool_that_shows_its_help(name):
     result = wsbcn(name, '--help')
-    assert result.returncode == 0 and result.stdout.startswith(f'usage: wsbcn {name} ')
+    assert result.returncode == 0
+    assert result.stdout.startswith(f'usage: wsbcn {name} ')
 
 
 def test_version():
@@ -127,7 +130,8 @@ def test_number_of_processes(arguments, processes, others):
 def test_a_wrong_number_of_processes_is_refused(number, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(['train', 'demo_mini_voc', f'--gpus={number}'])
-    assert stop.value.code == 2 and f'{number} is not a number of processes' in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert f'{number} is not a number of processes' in capsys.readouterr().err
 
 
 def test_several_processes_start_as_by_dist_train(monkeypatch):
@@ -180,7 +184,8 @@ def test_names_of_configs_are_unique():
 
 def test_configs_are_listed_with_their_first_lines():
     lines = wsbcn('configs', 'digits/').stdout.splitlines()
-    assert lines[0] == 'digits/resnet8_bcn_digits' and len(lines) == 10
+    assert lines[0] == 'digits/resnet8_bcn_digits'
+    assert len(lines) == 10
     assert all(line.startswith('    ') and line.strip() for line in lines[1::2])
 
 
@@ -191,7 +196,9 @@ IMPLEMENTATION = 'fused' if cpp.WHY_NOT else 'cpp'
 
 def test_check_finds_agreement_here():
     line, = (line for line in installation.devices() if line.name == 'cpu')
-    assert not line.broken and f"BCN by '{IMPLEMENTATION}'" in line.text and ' agree with float64' in line.text
+    assert not line.broken
+    assert f"BCN by '{IMPLEMENTATION}'" in line.text
+    assert ' agree with float64' in line.text
 
 
 @pytest.mark.parametrize('factor', [1.001, float('nan')])
@@ -201,13 +208,15 @@ def test_check_notices_a_wrong_implementation(factor, monkeypatch):
     monkeypatch.setattr(module, 'batch_channel_norm_fused', lambda *arguments: right(*arguments) * factor)
     monkeypatch.setenv('WSBCN_IMPL', 'fused')
     line = next(line for line in installation.devices() if line.name == 'cpu')
-    assert line.broken and 'DO NOT AGREE' in line.text
+    assert line.broken
+    assert 'DO NOT AGREE' in line.text
 
 
 def test_check_reports_an_implementation_that_fails(monkeypatch):
     monkeypatch.setenv('WSBCN_IMPL', 'fussed')
     line = next(line for line in installation.devices() if line.name == 'cpu')
-    assert line.broken and "got 'fussed'" in line.text
+    assert line.broken
+    assert "got 'fussed'" in line.text
 
 
 @pytest.mark.parametrize('content, broken, text', [
@@ -229,7 +238,9 @@ def test_check_ends_well_with_torch_alone():
     result = wsbcn('check', code=HIDE.format(names=hidden))
     assert result.returncode == 0, result.stdout + result.stderr
     features = result.stdout.partition('Features')[2]
-    assert INSTALL in features and 'ready' not in features and 'broken' not in features
+    assert INSTALL in features
+    assert 'ready' not in features
+    assert 'broken' not in features
 
 
 # The demo
@@ -261,7 +272,8 @@ def test_demo_runs_the_tools_in_order(tmp_path, monkeypatch):
     names['main'](SimpleNamespace(data=tmp_path / 'data', out=out, gpus=2))
     assert [call[0] for call in calls] == ['make_mini_voc.py', 'prepare_voc_aug.py', 'dist_train.sh', 'dist_test.sh',
                                            'plot_run.py']
-    assert calls[3][2] == out / 'iter_700.pth' and 'PRETRAINED' not in os.environ
+    assert calls[3][2] == out / 'iter_700.pth'
+    assert 'PRETRAINED' not in os.environ
     assert (out / 'miou.txt').read_text().splitlines()[-1] == 'aAcc: 88.3  mIoU: 51.28  mAcc: 67.4'
 
 
@@ -269,4 +281,5 @@ def test_demo_ends_with_the_status_of_a_tool_that_fails(tmp_path):
     names = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
     with pytest.raises(SystemExit) as stop:
         names['run']('plot_run.py', '--no-such-argument', log=tmp_path / 'log')
-    assert stop.value.code == 2 and 'usage: plot_run.py' in (tmp_path / 'log').read_text()
+    assert stop.value.code == 2
+    assert 'usage: plot_run.py' in (tmp_path / 'log').read_text()

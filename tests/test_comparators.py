@@ -4,11 +4,20 @@ import torch
 from mmcv.cnn import build_norm_layer
 from torch import nn
 
-from wsbcn_mmseg import fold
+from wsbcn_mmseg import fold, layers
+from wsbcn_mmseg.experiments.method import methods
 from wsbcn_mmseg.layers import FRN, ConvWS, EvoNormS0, SwitchableNorm
 from wsbcn_mmseg.models import CIFARResNet, NormActCIFARResNet, NormActResNet
 
 SHAPE = 3, 8, 5, 4
+# Every norm of the table of methods that is this package's own, also as it is set where an update has one image
+OWN = [row for row in methods().values() if row.norm_cfg['type'] in layers.__all__ and row.norm_cfg['type'] != 'BCN']
+COMPARATORS = [cfg for row in OWN for cfg in (row.norm_cfg, row.norm_cfg | row.single) if cfg]
+COMPARATORS = list({str(cfg): cfg for cfg in COMPARATORS}.values())
+
+
+def built(cfg: dict, channels: int) -> nn.Module:
+    return build_norm_layer(cfg, channels, postfix=1)[1]
 
 
 def randomized(layer: nn.Module) -> nn.Module:
@@ -91,10 +100,9 @@ def test_frn_is_its_paper_s(learn_eps):
     torch.testing.assert_close(layer(x), torch.where(y > layer.tau.view(-1, 1, 1), y, layer.tau.view(-1, 1, 1)))
 
 
-@pytest.mark.parametrize('layer', [SwitchableNorm(4), SwitchableNorm(4, batch_statistics=False),
-                                   EvoNormS0(4, num_groups=2), FRN(4, learn_eps=True)], ids=repr)
-def test_gradients_of_comparators(layer):
-    layer = randomized(layer)
+@pytest.mark.parametrize('cfg', COMPARATORS, ids=str)
+def test_gradients_of_comparators(cfg):
+    layer = randomized(built(cfg, 4))
     x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     parameters = dict(layer.named_parameters())
 
@@ -105,21 +113,25 @@ def test_gradients_of_comparators(layer):
 
 
 @pytest.mark.parametrize('shape', [(1, 8, 1, 1), (2, 8, 7), (2, 8, 3, 2, 2)])
-@pytest.mark.parametrize('name', ['SwitchableNorm', 'EvoNormS0', 'FRN'])
-def test_comparators_take_any_number_of_dimensions(name, shape):
-    norm = build_norm_layer(dict(type=name), 8, postfix=1)[1]
-    x = torch.randn(shape)
+@pytest.mark.parametrize('cfg', COMPARATORS, ids=str)
+def test_comparators_take_any_number_of_dimensions(cfg, shape):
+    norm, x = built(cfg, 8), torch.randn(shape)
     assert norm(x).shape == shape
     assert norm(x).isfinite().all()
 
 
-@pytest.mark.parametrize('norm', [SwitchableNorm(8), EvoNormS0(8), FRN(8)], ids=lambda norm: type(norm).__name__)
-def test_fold_refuses_norms_without_a_stock_layer(norm):
-    with pytest.raises(ValueError, match=f'no stock layer .* {type(norm).__name__}'):
-        fold(nn.Sequential(ConvWS(3, 8, 3), norm))
+@pytest.mark.parametrize('cfg', COMPARATORS, ids=str)
+def test_fold_makes_stock_layers_of_comparators_or_refuses(cfg):
+    norm = built(cfg, 8)
+    network = nn.Sequential(ConvWS(3, 8, 3), norm)
+    if isinstance(norm, nn.GroupNorm):
+        assert type(fold(network)[1]) is nn.GroupNorm
+    else:
+        with pytest.raises(ValueError, match=f'no stock layer .* {type(norm).__name__}'):
+            fold(network)
 
 
-@pytest.mark.parametrize('norm', [dict(type='EvoNormS0'), dict(type='FRN')], ids=lambda norm: norm['type'])
+@pytest.mark.parametrize('norm', [row.norm_cfg for row in OWN if row.activates], ids=lambda norm: norm['type'])
 def test_norms_that_activate_are_not_activated_again(norm):
     """A residual block by hand: one activation inside, by the norm, and ReLU after the addition."""
     network = NormActResNet(18, base_channels=8, stem_channels=8, norm_cfg=norm)

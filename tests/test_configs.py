@@ -46,15 +46,21 @@ def test_network(row, load):
         model = MODELS.build(load(row).model)
     backbone, head = model.backbone, model.decode_head
     blocks = [block for stage in range(1, 5) for block in getattr(backbone, f'layer{stage}')]
-    assert len(blocks) == 33 and backbone.conv1.kernel_size == (7, 7) and not model.with_auxiliary_head
+    assert len(blocks) == 33
+    assert backbone.conv1.kernel_size == (7, 7)
+    assert not model.with_auxiliary_head
     assert [block.conv2.dilation[0] for block in backbone.layer4] == [1, 2, 2]
     assert all(block.conv2.dilation[0] == 1 for block in blocks[:-3])
     strides = [block.conv2.stride[0] for block in blocks]
     assert np.prod(strides) * backbone.conv1.stride[0] * backbone.maxpool.stride == 16, 'output stride'
 
     assert [branch.conv.dilation[0] for branch in head.aspp_modules] == [1, 6, 12, 18]
-    assert head.bottleneck.conv.kernel_size == (1, 1) and head.dropout is None and head.align_corners
-    assert type(head.conv_seg) is nn.Conv2d and head.conv_seg.bias is not None and head.conv_seg.out_channels == 21
+    assert head.bottleneck.conv.kernel_size == (1, 1)
+    assert head.dropout is None
+    assert head.align_corners
+    assert type(head.conv_seg) is nn.Conv2d
+    assert head.conv_seg.bias is not None
+    assert head.conv_seg.out_channels == 21
 
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m is not head.conv_seg]
     assert {type(m) for m in convolutions} == {ConvWS if weight_standardization else nn.Conv2d}
@@ -93,7 +99,9 @@ def test_schedule(row, load, processes):
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 5000 * forwards
     assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4)
     hooks = [hook['type'] for hook in cfg.custom_hooks]
-    assert 'SyncNormStatisticsHook' in hooks and ('BCNUpdateRateHook' in hooks) == micro
+    assert 'SyncNormStatisticsHook' in hooks
+    assert ('BCNUpdateRateHook' in hooks) == micro
+    assert ('HeldKernelsHook' in hooks) == micro
 
 
 def test_learning_rate_is_the_formula(row, load):
@@ -124,10 +132,12 @@ def test_the_logits_start_as_the_authors(row, load):
     model.init_weights()
     weight, bias = model.decode_head.conv_seg.weight.detach(), model.decode_head.conv_seg.bias.detach()
     if ROWS[row][3]:
-        assert .9 / 16 < weight.abs().max() <= 1 / 16 and weight.std() == pytest.approx(1 / 16 / 3**.5, rel=.05)
+        assert .9 / 16 < weight.abs().max() <= 1 / 16
+        assert weight.std() == pytest.approx(1 / 16 / 3**.5, rel=.05)
     else:
         assert weight.std() == pytest.approx((2 / 21)**.5, rel=.05)
-    assert 0 < bias.abs().max() <= 1 / 16 and bias.unique().numel() == 21
+    assert 0 < bias.abs().max() <= 1 / 16
+    assert bias.unique().numel() == 21
     assert all(block.norm3.weight.eq(1).all() for block in model.backbone.layer1)
 
 
@@ -161,9 +171,12 @@ def test_training_images(load, mini_voc):
         assert max(height, width) <= 513
         batch = preprocessor(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]), True)
         image, label = batch['inputs'][0], batch['data_samples'][0].gt_sem_seg.data[0]
-        assert image.shape == (3, 513, 513) and label.shape == (513, 513)
-        assert image[:, height:].eq(0).all() and image[..., width:].eq(0).all()
-        assert label[height:].eq(255).all() and label[:, width:].eq(255).all()
+        assert image.shape == (3, 513, 513)
+        assert label.shape == (513, 513)
+        assert image[:, height:].eq(0).all()
+        assert image[..., width:].eq(0).all()
+        assert label[height:].eq(255).all()
+        assert label[:, width:].eq(255).all()
         pixel = sample['inputs'][:, 0, 0].flip(0).double()  # stored BGR
         expected = (pixel - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
         torch.testing.assert_close(image[:, 0, 0].double(), expected, rtol=1e-5, atol=1e-5)
@@ -175,15 +188,18 @@ def test_evaluation_images_keep_their_size(load, mini_voc):
     init_default_scope('mmseg')
     cfg.val_dataloader.dataset.data_root = str(mini_voc)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    assert cfg.val_dataloader.batch_size == 1 and cfg.model.test_cfg == dict(mode='whole')
+    assert cfg.val_dataloader.batch_size == 1
+    assert cfg.model.test_cfg == dict(mode='whole')
     assert cfg.val_evaluator == dict(type='IoUMetric', iou_metrics=['mIoU'])
     sample = dataset[0]
     size = tuple(sample['inputs'].shape[1:])
-    assert size == sample['data_samples'].ori_shape and 500 in size
+    assert size == sample['data_samples'].ori_shape
+    assert 500 in size
     batch = MODELS.build(cfg.model.data_preprocessor)(
         dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]), False)
     assert batch['inputs'].shape == (1, 3, 513, 513)
-    assert batch['inputs'][..., size[0]:, :].eq(0).all() and batch['inputs'][..., size[1]:].eq(0).all()
+    assert batch['inputs'][..., size[0]:, :].eq(0).all()
+    assert batch['inputs'][..., size[1]:].eq(0).all()
 
 
 def test_prediction_is_cropped_back(load):
@@ -239,7 +255,8 @@ def test_the_stem_of_the_authors_beta_network(root):
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     y = x
     for conv, stride in zip(network.conv1, (2, 1, 1), strict=True):
-        assert type(conv) is ConvWS and conv.bias is None
+        assert type(conv) is ConvWS
+        assert conv.bias is None
         y = F.conv2d(y, conv.standardized_weight(), stride=stride, padding=1)
     wanted = F.max_pool2d(F.group_norm(y, 32).relu(), 3, 2, 1)
     seen = []

@@ -77,7 +77,8 @@ def test_norms_with_a_behavior_of_their_own_are_left(kind):
     model = chain(kind(32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
     expected = model.eval()[:2](X)
     report = report_of(model)
-    assert 'has a forward pass of its own' in report.kept['1'] and set(report.norms) == {'3'}
+    assert 'has a forward pass of its own' in report.kept['1']
+    assert set(report.norms) == {'3'}
     assert report.kept['0'] == 'the norm that reads its output is kept'
     torch.testing.assert_close(model.eval()[:2](X), expected)
 
@@ -86,7 +87,8 @@ def test_norms_with_a_behavior_of_their_own_are_left(kind):
 def test_norms_that_behave_as_their_family_are_replaced(kind):
     model = chain(kind(32))
     report = report_of(model)
-    assert report.norms['1'] == f'{kind.__name__} -> BCN' and report.convs['0'] == 'Conv2d -> ConvWS'
+    assert report.norms['1'] == f'{kind.__name__} -> BCN'
+    assert report.convs['0'] == 'Conv2d -> ConvWS'
     if kind is WithChildren:
         assert [type(layer) for layer in model[1]] == [BCN, nn.Identity, nn.LeakyReLU]
 
@@ -97,14 +99,16 @@ def test_a_forward_pass_set_on_the_layer_itself_is_left():
     model[1].forward = lambda x: plain(x).relu()
     model[2].forward = lambda x: F.conv2d(x, model[2].weight ** 2)
     report = report_of(model)
-    assert 'forward pass of its own' in report.kept['1'] and 'in its own way' in report.kept['2']
+    assert 'forward pass of its own' in report.kept['1']
+    assert 'in its own way' in report.kept['2']
 
 
 def test_timm_norms_with_activation_stay_known():
     layers = pytest.importorskip('timm.layers', reason='needs timm')
     model = chain(layers.BatchNormAct2d(32), nn.Conv2d(32, 32, 1), layers.GroupNormAct(32, 8))
     report = report_of(model)
-    assert set(report.norms) == {'1', '3'} and model[3][0].num_groups == 8
+    assert set(report.norms) == {'1', '3'}
+    assert model[3][0].num_groups == 8
 
 
 class Masked(nn.Conv2d):
@@ -149,7 +153,8 @@ class Causal(nn.Conv1d):
 @pytest.mark.parametrize('kind', [Masked, ReadsTwice])
 def test_convolutions_of_their_own_way_are_left(kind):
     model = nn.Sequential(kind(3, 8, 3), nn.BatchNorm2d(8))
-    assert 'in its own way' in report_of(model).kept['0'] and type(model[0]) is kind
+    assert 'in its own way' in report_of(model).kept['0']
+    assert type(model[0]) is kind
 
 
 @pytest.mark.parametrize('preserve', [False, True])
@@ -160,13 +165,14 @@ def test_convolutions_that_only_pad_are_standardized_by_their_own_forward(kind, 
     before, kernel = copy.deepcopy(model[0]), model[0].weight
     report = report_of(model, x, preserve=preserve)
     conv = model[0]
-    assert report.convs['0'] == f'{kind.__name__} -> {type(conv).__name__}' and conv.weight is kernel
+    assert report.convs['0'] == f'{kind.__name__} -> {type(conv).__name__}'
+    assert conv.weight is kernel
     with torch.no_grad():
         before.weight.copy_(conv.effective_weight())
     torch.testing.assert_close(conv(x), before(x))
     conv(x).square().sum().backward()
-    assert conv.weight.grad.any() and set(conv.state_dict()) - {'kernel_mean', 'kernel_scale'} == set(
-        before.state_dict())
+    assert conv.weight.grad.any()
+    assert set(conv.state_dict()) - {'kernel_mean', 'kernel_scale'} == set(before.state_dict())
     with torch.autocast('cpu', torch.bfloat16):
         assert conv(x).dtype == torch.bfloat16
     torch.testing.assert_close(copy.deepcopy(conv)(x), conv(x))
@@ -177,7 +183,8 @@ def test_convolutions_that_only_pad_are_standardized_by_their_own_forward(kind, 
 def test_after_linear_layers_groups_are_wide():
     model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8), nn.BatchNorm1d(8))
     report = report_of(model, torch.randn(4, 64))
-    assert model[1].num_groups == 2 and '16 in each of 2' in report.regrouped['1']
+    assert model[1].num_groups == 2
+    assert '16 in each of 2' in report.regrouped['1']
     assert report.kept['4'] == 'its 8 channels at 1 position are fewer values than the 16 that a group needs'
     assert '2 values in each of 16 groups, 16 in each of 2' in str(report)
 
@@ -187,7 +194,8 @@ def test_pooled_branches_have_wide_groups_and_maps_do_not(example):
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 64, 1),
                           nn.BatchNorm2d(64))
     report = report_of(model, example)
-    assert (model[1].num_groups, model[4].num_groups) == (32, 4) and set(report.regrouped) == {'4'}
+    assert (model[1].num_groups, model[4].num_groups) == (32, 4)
+    assert set(report.regrouped) == {'4'}
     assert model.train()(X).isfinite().all()
 
 
@@ -195,7 +203,40 @@ def test_made_up_images_are_larger_where_small_ones_leave_few_positions():
     """At 64 pixels the last maps have one position, at 224 they have several: the groups stay as usual."""
     model = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU())],
                           nn.Conv2d(3, 64, 1), nn.BatchNorm2d(64))
-    assert not report_of(model, None).regrouped and model[-1].num_groups == 32
+    assert not report_of(model, None).regrouped
+    assert model[-1].num_groups == 32
+
+
+class OwnGroups(nn.Module):
+    """A group norm that does not derive from PyTorch's."""
+
+    def __init__(self, num_features, num_groups=8, eps=1e-5):
+        super().__init__()
+        self.num_features, self.num_groups, self.eps = num_features, num_groups, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x):
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class EightGroups(OwnGroups):
+    """One whose number of groups cannot be chosen."""
+
+    def __init__(self, num_features):
+        super().__init__(num_features)
+
+
+def test_the_check_of_few_values_covers_every_norm_with_groups():
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GroupNorm(4, 64), nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 64, 1),
+                          nn.BatchNorm2d(64), nn.GroupNorm(16, 64))
+    other = copy.deepcopy(model)
+    report = report_of(model, norm=OwnGroups)
+    assert [type(model[i]) for i in (1, 4, 5)] == [OwnGroups] * 3
+    assert [model[i].num_groups for i in (1, 4, 5)] == [4, 4, 4]
+    assert report.regrouped['4'] == '8 values in each of 8 groups, 16 in each of 4'
+    report = report_of(other, norm=EightGroups)
+    assert type(other[1]) is EightGroups
+    assert report.kept['4'] == 'its 64 channels at 1 position are fewer values than the 16 that a group needs'
 
 
 def test_groups_that_were_asked_for_stay():
@@ -236,7 +277,9 @@ class TwoReaders(nn.Module):
 def test_convolutions_that_others_read_are_left(kind, reason):
     model = TwoReaders(kind)
     report = report_of(model)
-    assert reason in report.kept['conv'] and type(model.conv) is nn.Conv2d and type(model.bn) is BCN
+    assert reason in report.kept['conv']
+    assert type(model.conv) is nn.Conv2d
+    assert type(model.bn) is BCN
     assert set(report.convs) == {'last'}
     if kind != 'tied':
         assert 'conv' in report_of(TwoReaders(kind), read_elsewhere=True).convs
@@ -250,7 +293,9 @@ def test_norms_whose_statistics_others_read_are_left():
 def test_references_outside_the_module_tree_hold():
     model = TwoReaders('list')
     report = report_of(model)
-    assert set(report.norms) == {'bn', 'bn2'} and model.held[0] is model.bn and type(model.bn) is BCN
+    assert set(report.norms) == {'bn', 'bn2'}
+    assert model.held[0] is model.bn
+    assert type(model.bn) is BCN
     model.train()(X)
     assert model.bn.bn.num_batches_tracked == 1
 
@@ -259,7 +304,8 @@ def test_kernels_shared_by_convolutions_that_are_all_standardized():
     first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
     second.weight = first.weight
     model = nn.Sequential(first, nn.GroupNorm(1, 3), second, nn.GroupNorm(1, 3))
-    assert set(report_of(model).convs) == {'0', '2'} and model[0].weight is model[2].weight
+    assert set(report_of(model).convs) == {'0', '2'}
+    assert model[0].weight is model[2].weight
 
 
 # Proof, and the way back
@@ -289,9 +335,12 @@ def test_a_network_that_does_not_run_as_before_is_put_back(how, message):
     state, expected = copy.deepcopy(model.state_dict()), model.eval()(X)
     with pytest.raises(ConversionError, match=message):
         convert_model(model.train(), X)
-    assert type(model.bn) is nn.BatchNorm2d and type(model.conv) is nn.Conv2d and model.training
+    assert type(model.bn) is nn.BatchNorm2d
+    assert type(model.conv) is nn.Conv2d
+    assert model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert torch.equal(model.eval()(X), expected) and not hasattr(model, 'conversion_report')
+    assert torch.equal(model.eval()(X), expected)
+    assert not hasattr(model, 'conversion_report')
 
 
 def test_patterns_must_match_and_there_must_be_something_to_convert():
@@ -308,13 +357,16 @@ def test_patterns_must_match_and_there_must_be_something_to_convert():
 def test_planning_changes_nothing():
     model = chain(nn.BatchNorm2d(32), nn.LayerNorm(16))
     report = plan_conversion(model, X, preserve=True)
-    assert report.norms == {'1': 'BatchNorm2d -> BCN'} and type(model[1]) is nn.BatchNorm2d
-    assert report.output_change > 0 and not hasattr(model, 'conversion_report')
+    assert report.norms == {'1': 'BatchNorm2d -> BCN'}
+    assert type(model[1]) is nn.BatchNorm2d
+    assert report.output_change > 0
+    assert not hasattr(model, 'conversion_report')
 
 
 def test_the_habit_from_sync_batch_norm():
     model = chain(nn.BatchNorm2d(32))
-    assert convert_model(model) is model and model.conversion_report.convs
+    assert convert_model(model) is model
+    assert model.conversion_report.convs
 
 
 def test_preserve_says_what_it_lost_and_which_width_it_chose():
@@ -326,7 +378,8 @@ def test_preserve_says_what_it_lost_and_which_width_it_chose():
     report = report_of(model, preserve=True)
     change = (model(X) - before).norm() / before.norm()
     assert report.output_change == pytest.approx(float(change), rel=1e-4)
-    assert report.min_channels_per_group == 16 and model[4].num_groups == 4
+    assert report.min_channels_per_group == 16
+    assert model[4].num_groups == 4
     assert f'the output changed by {float(change):.2g} of its norm' in str(report)
 
 
@@ -349,10 +402,13 @@ def test_frozen_batch_norm_is_named_and_converted_when_its_function_is_preserved
     model = chain(FrozenBatchNorm2d(32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
     mean = model[1].running_mean.clone()
     report = plan_conversion(model, X)
-    assert 'preserve=True converts it' in report.kept['1'] and set(report.norms) == {'3'}
+    assert 'preserve=True converts it' in report.kept['1']
+    assert set(report.norms) == {'3'}
     report = report_of(model, preserve=True)
-    assert report.norms['1'] == 'FrozenBatchNorm2d -> BCN' and type(model[0]) is AdaptiveConvWS
-    assert torch.equal(model[1].bn.running_mean, mean) and model[1].bn.weight.requires_grad
+    assert report.norms['1'] == 'FrozenBatchNorm2d -> BCN'
+    assert type(model[0]) is AdaptiveConvWS
+    assert torch.equal(model[1].bn.running_mean, mean)
+    assert model[1].bn.weight.requires_grad
 
 
 def test_lazy_layers_are_asked_to_run_first():
@@ -373,7 +429,8 @@ def test_other_norms_are_built_as_the_field_means_them(norm, kind, dims):
     conv = nn.Conv2d if dims == 2 else nn.Conv1d
     model = nn.Sequential(conv(3, 32, 3), nn.GroupNorm(4, 32))
     report_of(model, torch.randn(2, 3, *[9] * dims), norm=norm)
-    assert isinstance(model[1], kind) and list(model[1].parameters())
+    assert isinstance(model[1], kind)
+    assert list(model[1].parameters())
     if norm == 'LN':
         assert model[1].num_groups == 1
 
@@ -468,7 +525,8 @@ def test_norms_with_more_than_their_family_are_left(kind, reason, preserve):
     if kind is FrozenWithReLU and not preserve:
         reason = 'has fixed statistics; preserve=True converts it'
     model = chain(kind(32), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32))
-    assert report_of(model, preserve=preserve).kept['1'] == f'{kind.__name__} {reason}' and type(model[1]) is kind
+    assert report_of(model, preserve=preserve).kept['1'] == f'{kind.__name__} {reason}'
+    assert type(model[1]) is kind
 
 
 def test_convolutions_keep_methods_and_further_arguments():
@@ -484,7 +542,9 @@ def test_convolutions_keep_methods_and_further_arguments():
 
     model = nn.Sequential(Padded(3, 32, 3), nn.BatchNorm2d(32))
     report_of(model)
-    assert not model[0](X, torch.zeros(1)).any() and model[0](X).any() and model[0].penalty() > 0
+    assert not model[0](X, torch.zeros(1)).any()
+    assert model[0](X).any()
+    assert model[0].penalty() > 0
 
 
 @pytest.mark.parametrize('eps', [0.0, 1e-5, 1e-2])
@@ -532,10 +592,13 @@ def test_norms_that_are_what_is_wanted_stay_and_other_settings_are_obeyed():
     x = torch.randn(4, 3, 9)
     model(x)
     mean = model[1].running_mean.clone()
-    assert not report_of(model, x, norm='BN').norms and torch.equal(model[1].running_mean, mean) and mean.any()
+    assert not report_of(model, x, norm='BN').norms
+    assert torch.equal(model[1].running_mean, mean)
+    assert mean.any()
     model = chain(BCN(32))
     report = report_of(model, norm=dict(type='BCN', mode='large_batch', num_groups=2))
-    assert report.norms == {'1': 'BCN -> BCN'} and (model[1].mode, model[1].num_groups) == ('large_batch', 2)
+    assert report.norms == {'1': 'BCN -> BCN'}
+    assert (model[1].mode, model[1].num_groups) == ('large_batch', 2)
     assert not report_of(model, norm=dict(type='BCN', num_groups=2)).norms
 
 

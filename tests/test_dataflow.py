@@ -47,9 +47,13 @@ def test_modules_that_run_several_times():
     shared_norm, other = nn.BatchNorm2d(2).eval(), nn.Conv2d(2, 2, 1)
     x = torch.randn(1, 2, 3, 3)
     flow = record_dataflow(lambda: [norm(conv(x)) for norm in norms], [conv], norms)
-    assert flow.calls[conv] == 2 and flow.targets[conv] == set(norms) and flow.sole_source(norms[0]) is None
+    assert flow.calls[conv] == 2
+    assert flow.targets[conv] == set(norms)
+    assert flow.sole_source(norms[0]) is None
     flow = record_dataflow(lambda: [shared_norm(c(x)) for c in (conv, other)], [conv, other], [shared_norm])
-    assert flow.sources[shared_norm] == [conv, other] and flow.sole_source(shared_norm) is None
+    assert flow.sources[shared_norm] == [conv, other]
+    assert flow.sole_source(shared_norm) is None
     flow = record_dataflow(lambda: [shared_norm(conv(x)), shared_norm(conv(x * 2))], [conv], [shared_norm])
     assert flow.sole_source(shared_norm) is conv
-    assert not conv._forward_hooks and not shared_norm._forward_pre_hooks
+    assert not conv._forward_hooks
+    assert not shared_norm._forward_pre_hooks

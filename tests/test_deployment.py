@@ -120,11 +120,13 @@ def pictures(tmp_path_factory, mini_voc):
 
 def test_odd_files_are_read_as_they_look(pictures):
     plain, gray = read_image(pictures / 'plain.png'), read_image(pictures / 'gray.png')
-    assert plain.shape == (120, 160, 3) and plain.dtype == np.uint8
+    assert plain.shape == (120, 160, 3)
+    assert plain.dtype == np.uint8
     assert (gray == np.asarray(Image.fromarray(plain).convert('L'))[..., None]).all()
     assert (read_image(pictures / 'deep.png') == gray).all()
     turned = read_image(pictures / 'turned.jpg')
-    assert turned.shape == (160, 120, 3) and np.abs(turned - np.rot90(plain, -1).astype(float)).mean() < 10
+    assert turned.shape == (160, 120, 3)
+    assert np.abs(turned - np.rot90(plain, -1).astype(float)).mean() < 10
     white = (plain.astype(float) * 128 + 255 * 127) / 255
     assert np.abs(read_image(pictures / 'alpha.png') - white).max() < 2
     assert np.abs(read_image(pictures / 'moving.gif') - plain.astype(float)).mean() < 20  # the first frame
@@ -148,10 +150,13 @@ def test_tool_gives_every_file_a_result_or_a_sentence(pictures, config, checkpoi
     for kind in ('labels', 'masks', 'overlays'):
         assert len(list((tmp_path / 'out' / kind).iterdir())) == total
     label = Image.open(tmp_path / 'out' / 'labels' / 'turned.png')
-    assert label.mode == 'P' and label.size == (120, 160) and label.getpalette()[3:6] == [128, 0, 0]
+    assert label.mode == 'P'
+    assert label.size == (120, 160)
+    assert label.getpalette()[3:6] == [128, 0, 0]
     assert len(np.unique(label)) > 1
     mask, overlay = (Image.open(tmp_path / 'out' / kind / 'turned.png') for kind in ('masks', 'overlays'))
-    assert mask.width > 120 and overlay.size == (120, 160)  # a legend beside the mask
+    assert mask.width > 120  # a legend beside the mask
+    assert overlay.size == (120, 160)
     assert (np.asarray(mask)[:160, :120] == np.asarray(label.convert('RGB'))).all()
     assert (tmp_path / 'out' / 'labels' / 'plain_2.png').is_file()  # the other folder's
 
@@ -162,19 +167,25 @@ def test_same_labels_as_mmsegmentation_alone_and_together(model, mini_voc):
     reference = copy.deepcopy(model)  # MMSegmentation changes the config of the model that it infers with
     for file, one, other in zip(files, alone, together, strict=True):
         expected = inference_model(reference, str(file)).pred_sem_seg.data[0].numpy()
-        assert one.source == str(file) and one.problem is None and len(np.unique(one.labels)) > 1
-        assert (one.labels != expected).mean() < 1e-3 and (other.labels != expected).mean() < 1e-3
+        assert one.source == str(file)
+        assert one.problem is None
+        assert len(np.unique(one.labels)) > 1
+        assert (one.labels != expected).mean() < 1e-3
+        assert (other.labels != expected).mean() < 1e-3
 
 
 def test_arrays_tta_and_sliding_window(model, pictures):
     image = read_image(pictures / 'plain.png')
     whole, bad = infer(model, [image, image.astype(float)], progress=False)
-    assert whole.source == 'image_1' and whole.labels.shape == image.shape[:2] and whole.labels.dtype == np.uint8
-    assert bad.labels is None and bad.problem == 'image_2 is not uint8 of shape (H, W, 3) but float64 of shape ' \
-        '(120, 160, 3)'
+    assert whole.source == 'image_1'
+    assert whole.labels.shape == image.shape[:2]
+    assert whole.labels.dtype == np.uint8
+    assert bad.labels is None
+    assert bad.problem == 'image_2 is not uint8 of shape (H, W, 3) but float64 of shape (120, 160, 3)'
     config = model.test_cfg
     slid, = infer(model, image, mode='slide', progress=False)
-    assert model.test_cfg is config and slid.labels.shape == image.shape[:2]
+    assert model.test_cfg is config
+    assert slid.labels.shape == image.shape[:2]
     large = np.tile(image, (3, 2, 1))
     assert (infer(model, large, mode='slide', progress=False)[0].labels
             != infer(model, large, mode='whole', progress=False)[0].labels).any()
@@ -196,7 +207,8 @@ def test_one_failing_image_stops_no_other(model, pictures, monkeypatch):
     predictions = infer(model, [pictures / 'dot.png', pictures / 'plain.png', pictures / 'gray.png'], batch=2,
                         progress=False)
     first, *others = [prediction.problem for prediction in predictions]
-    assert first == f'{pictures / "dot.png"} cannot be segmented (out of memory)' and others == [None, None]
+    assert first == f'{pictures / "dot.png"} cannot be segmented (out of memory)'
+    assert others == [None, None]
 
 
 @pytest.mark.parametrize('change, sentence', [
@@ -217,7 +229,8 @@ def test_mistakes_are_one_sentence(change, sentence, config, checkpoint, picture
     if sentence == 1:
         assert stop.value.code == 1
     else:
-        assert sentence in stop.value.code and '\n' not in stop.value.code
+        assert sentence in stop.value.code
+        assert '\n' not in stop.value.code
 
 
 def test_images_are_found_once(pictures):
@@ -250,7 +263,8 @@ def product(demo, mini_voc, pictures):
 
 def run_page(text: str, monkeypatch) -> None:
     blocks = re.findall(r'```(\w+)\n(.*?)```', text, re.S)
-    assert text.count('```') == 2 * len(blocks) and {language for language, _ in blocks} == {'bash', 'python'}
+    assert text.count('```') == 2 * len(blocks)
+    assert {language for language, _ in blocks} == {'bash', 'python'}
     for language, block in blocks:
         if 'onnxruntime' in block:  # what is said to run without this package, runs without it
             block += "\nimport sys\nassert not {'wsbcn_mmseg', 'mmengine', 'torch'} & set(sys.modules)\n"
@@ -263,14 +277,16 @@ def run_page(text: str, monkeypatch) -> None:
                 if words[0] == 'export':
                     monkeypatch.setenv(*words[1].split('='))
                 else:
-                    assert words[0] == 'python' and words[1].startswith('tools/')
+                    assert words[0] == 'python'
+                    assert words[1].startswith('tools/')
                     run(monkeypatch, words[1].removeprefix('tools/'), *words[2:])
 
 
 def test_docs_page_serves_the_same_labels(product):
     mask = np.asarray(Image.open(product / 'mask.png'))
     labels = np.asarray(Image.open(product / 'look' / 'labels' / 'plain.png').convert('RGB'))
-    assert mask.shape == (60, 80, 3) and (mask == labels[::2, ::2]).all(2).mean() > 0.9
+    assert mask.shape == (60, 80, 3)
+    assert (mask == labels[::2, ::2]).all(2).mean() > 0.9
     assert not list(product.glob('*.unchecked'))
 
 
@@ -278,10 +294,13 @@ def test_docs_page_serves_the_same_labels(product):
 def test_exported_files_hold_standard_operators_for_any_size(form, product, model):
     out = product / EXPORTS[form]
     about = json.loads((product / f'{out.name}.json').read_text())
-    assert about['format'] == form and about['input']['shape'][1] == 3
+    assert about['format'] == form
+    assert about['input']['shape'][1] == 3
     assert about['input']['mean'] == pytest.approx([123.675, 116.28, 103.53])
-    assert about['input']['channel_order'] == 'RGB' and about['input']['padding']['size'] == [129, 129]
-    assert about['classes'][15] == 'person' and about['palette'][15] == [192, 128, 128]
+    assert about['input']['channel_order'] == 'RGB'
+    assert about['input']['padding']['size'] == [129, 129]
+    assert about['classes'][15] == 'person'
+    assert about['palette'][15] == [192, 128, 128]
     assert about['output']['align_corners'] is True
     assert [check['kind'] for check in about['agreement']] == ['random', 'real']
     assert all(check['relative'] < 1e-3 for check in about['agreement'])

@@ -91,7 +91,8 @@ def test_detectors_train_and_evaluate(name, coco, tmp_path, monkeypatch):
         {'roi_head.mask_head.conv_logits'} if 'mask' in name else set())
     if 'bcn' in name:
         layers = [m for m in model.modules() if isinstance(m, BCN)]
-        assert len(layers) == 53 + 8 + 4 + 4 and all(m.bn.running_mean.any() for m in layers)
+        assert len(layers) == 53 + 8 + 4 + 4
+        assert all(m.bn.running_mean.any() for m in layers)
 
 
 def test_the_flag_on_a_detector(coco):

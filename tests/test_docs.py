@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import test_comparators
 import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
+from wsbcn_mmseg.experiments.method import Method
 from wsbcn_mmseg.layers import BCN, ConvWS
 from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
 
@@ -43,7 +45,8 @@ def test_snippet(tmp_path):
 def test_config_on_top(my_config):
     (my_config / 'converted.py').write_text(ON_TOP)
     cfg = Config.fromfile(my_config / 'converted.py')
-    assert 'apply_bcn_ws' not in cfg and [hook.type for hook in cfg.custom_hooks][0] == 'BCNUpdateRateHook'
+    assert 'apply_bcn_ws' not in cfg
+    assert [hook.type for hook in cfg.custom_hooks][0] == 'BCNUpdateRateHook'
     init_default_scope('mmseg')
     assert layers(MODELS.build(cfg.model)) == [23, 23]
     Config.fromstring(cfg.pretty_text, '.py')  # what the runner writes into the work folder
@@ -52,15 +55,18 @@ def test_config_on_top(my_config):
 def test_script(my_config):
     names = {}
     exec(SCRIPT, names)
-    assert layers(names['runner'].model) == [23, 22] and len(names['cfg'].custom_hooks) == 2
+    assert layers(names['runner'].model) == [23, 22]
+    assert len(names['cfg'].custom_hooks) == 2
 
 
 def test_call(capsys):
     names = {}
     exec(CALL, names)
     assert 'Converted 1 norm and 1 convolution.' in capsys.readouterr().out
-    assert isinstance(names['model'][1], BCN) and names['model'][1].update_rate == 0.01
-    assert type(names['model'][3]) is nn.Conv2d and torch.is_tensor(names['model'](torch.randn(1, 3, 8, 8)))
+    assert isinstance(names['model'][1], BCN)
+    assert names['model'][1].update_rate == 0.01
+    assert type(names['model'][3]) is nn.Conv2d
+    assert torch.is_tensor(names['model'](torch.randn(1, 3, 8, 8)))
 
 
 def test_calibration_in_a_script():
@@ -164,7 +170,8 @@ def test_notebook_runs(monkeypatch, one_thread):
     names = {}
     for cell in cells:
         exec(''.join(cell['source']), names)
-    assert names['agree'] and names['iou'](names['model']) > 0.8
+    assert names['agree']
+    assert names['iou'](names['model']) > 0.8
 
 
 @pytest.mark.parametrize('page, modules', [
@@ -183,9 +190,11 @@ def test_site_builds(tmp_path):
                             cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     theory = (tmp_path / 'site' / 'theory.html').read_text()
-    assert '<math' in theory and 'arithmatex' not in theory
+    assert '<math' in theory
+    assert 'arithmatex' not in theory
     reference = (tmp_path / 'site' / 'reference' / 'operators.html').read_text()
-    assert '<math' in reference and not re.search(r'<p>[^<]*(:(class|func|meth):|\.\. math)', reference)
+    assert '<math' in reference
+    assert not re.search(r'<p>[^<]*(:(class|func|meth):|\.\. math)', reference)
     loaded = re.findall(r'<(?:script|img)[^>]* src="(https?:[^"]+)|<link rel="stylesheet" href="(https?:[^"]+)', theory)
     assert not loaded
 
@@ -207,7 +216,9 @@ def test_readme_converts_and_trains_a_plain_network(snippets, capsys):
     names = {}
     exec(snippets[0], names)
     conv, norm, _, logits = names['model']
-    assert type(conv) is ConvWS and type(norm) is BCN and type(logits) is torch.nn.Conv2d
+    assert type(conv) is ConvWS
+    assert type(norm) is BCN
+    assert type(logits) is torch.nn.Conv2d
     assert norm.update_rate == names['optimizer'].param_groups[0]['lr']
     assert not torch.equal(norm.bn.running_mean, torch.zeros(64))
     assert 'Converted 1 norm and 1 convolution.' in capsys.readouterr().out
@@ -219,7 +230,8 @@ def test_readme_config_works(snippets, tmp_path):
     init_default_scope('mmseg')
     model = MODELS.build(cfg.model)
     norms = [m for m in model.modules() if isinstance(m, BCN)]
-    assert len(norms) == 55 and sum(isinstance(m, ConvWS) for m in model.modules()) == 55
+    assert len(norms) == 55
+    assert sum(isinstance(m, ConvWS) for m in model.modules()) == 55
     assert [hook['type'] for hook in cfg.custom_hooks] == ['BCNUpdateRateHook', 'SyncNormStatisticsHook']
 
 
@@ -256,13 +268,14 @@ def test_table_11_has_a_config_per_row(root, readme):
 
 # Extending
 
-def test_the_norm_of_the_page_can_be_compared():
-    names = {}
-    exec(re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'add_a_norm.md').read_text(), re.S)[1], names)
-    norm = names['MyNorm'](8)
-    y = norm(torch.randn(2, 8, 5, 5))
-    torch.testing.assert_close(y.square().mean((2, 3)), torch.ones(2, 8), rtol=1e-3, atol=0)
-    assert norm._abbr_ == 'mynorm'
+def test_the_norm_and_the_test_of_the_page_fit():
+    layer, row, test = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'add_a_norm.md').read_text(), re.S)
+    names = vars(test_comparators) | dict(Method=Method)
+    exec(layer, names)
+    assert names['MyNorm']._abbr_ == 'mynorm'
+    assert eval(row, names)[0].norm_cfg == dict(type='MyNorm')
+    exec(test, names)
+    names['test_my_norm_is_its_paper_s']()
 
 
 def test_the_comparison_of_the_page_is_one(monkeypatch):
@@ -271,7 +284,8 @@ def test_the_comparison_of_the_page_is_one(monkeypatch):
     exec(re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'add_a_comparison.md').read_text(), re.S)[1], names)
     comparison = names['comparison']
     assert len({training.name for training in comparison.trainings}) == 6
-    assert comparison.train.is_file() and all(training.config.is_file() for training in comparison.trainings)
+    assert comparison.train.is_file()
+    assert all(training.config.is_file() for training in comparison.trainings)
 
 
 def test_the_kernel_page_names_what_exists():

@@ -30,7 +30,8 @@ def test_digits_are_all_there_once():
     images = {sample['img'].tobytes() for split in (train, test) for sample in (split[i] for i in range(len(split)))}
     assert len(images) == 1797  # none twice, none in both
     assert all(sum(test[i]['gt_label'] == digit for i in range(450)) in range(43, 47) for digit in range(10))
-    assert train[0]['img'].shape == (8, 8, 1) and train[0]['img'].max() <= 240
+    assert train[0]['img'].shape == (8, 8, 1)
+    assert train[0]['img'].max() <= 240
     with pytest.raises(ValueError, match="'train' or 'test'"):
         Digits('val')
 
@@ -83,6 +84,42 @@ def test_a_failed_training_fails_the_comparison_with_its_reason(root, tmp_path):
     assert not (out / 'results.jsonl').read_text()
 
 
+@pytest.mark.parametrize('options, environment, images', [
+    ((), {}, 128), ((), dict(DIGITS_BATCH='2'), 2), (('train_dataloader.batch_size=3', ), {}, 3),
+    (('optim_wrapper.accumulative_counts=2', ), dict(DIGITS_BATCH='8'), 16)])
+def test_a_training_must_have_the_images_per_update_of_its_label(options, environment, images, root, tmp_path):
+    config = root / 'configs' / 'digits' / 'resnet8_gn_digits.py'
+    Training('GN', images, 0, config, options, environment).check_batch()
+    with pytest.raises(ValueError, match=f'gn_batch4_seed0 is listed with 4 images per update, but .* has {images} '):
+        comparison(root, tmp_path, Training('GN', 4, 0, config, options, environment)).run()
+
+
+@pytest.mark.parametrize('script', ['run_digits.py', 'run_camvid.py', 'run_mini_voc.py', 'run_cifar.py'])
+def test_commands_compare_any_rows_of_the_table(script, monkeypatch, capsys):
+    parse_args = runpy.run_path(str(ROOT / 'tools' / script))['parse_args']
+    data = [] if 'digits' in script else ['data']
+    monkeypatch.setattr('sys.argv', [script, *data, '--methods', *methods()])
+    assert parse_args().methods == [*methods()]
+    monkeypatch.setattr('sys.argv', [script, *data])
+    assert set(parse_args().methods) <= set(methods())
+    monkeypatch.setattr('sys.argv', [script, *data, '--methods', 'GM'])
+    with pytest.raises(SystemExit):
+        parse_args()
+    assert "there is no method 'GM'; there are 'BN', 'GN', " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures('one_thread')
+@pytest.mark.parametrize('name', methods())
+def test_every_method_trains_a_segmentor_by_single_images(name, root):
+    """As tools/run_mini_voc.py and run_camvid.py set it; the head's pooling branch has one value per channel."""
+    cfg = Config.fromfile(root / 'configs' / '_base_' / 'camvid_deeplabv3_r18.py')
+    cfg.merge_from_dict(methods(16)[name].segmentor_settings(1))
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    model(torch.randn(1, 3, 33, 33)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.dim() == 4)
+
+
 def test_a_command_ends_with_the_reason_of_a_failed_training(tmp_path):
     """Without the data set's package, what trains on it fails."""
     (tmp_path / 'sklearn').mkdir()
@@ -109,7 +146,8 @@ def test_every_method_trains(name, batch, root):
 def test_summary_by_hand():
     rows = [dict(method='A', batch=8, seed=seed, score=score) for seed, score in enumerate((1., 2., 6.))]
     summary, = summarize(rows)
-    assert summary['mean'] == 3 and summary['std_error'] == pytest.approx(math.sqrt(7) / math.sqrt(3))
+    assert summary['mean'] == 3
+    assert summary['std_error'] == pytest.approx(math.sqrt(7) / math.sqrt(3))
     assert markdown_table([summary], ['A']).splitlines()[-1] == '| A | 3.00 ± 1.53 |'
 
 
@@ -133,7 +171,8 @@ def test_gradients_are_watched_in_the_first_iteration_of_each_epoch(tmp_path, ro
     written = read_norm_statistics(work_dir)
     assert [line['iter'] for line in written] == [1, 11]  # of ten iterations
     shares = [layer for layer in written[1]['layers'].values() if 'gradient_eq11' in layer]
-    assert len(shares) == 9 and all(.99 < sum(layer.values()) < 1.01 for layer in shares)
+    assert len(shares) == 9
+    assert all(.99 < sum(layer.values()) < 1.01 for layer in shares)
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -152,7 +191,8 @@ def test_figure_5_by_command(tmp_path):
     rows = list(csv.DictReader((tmp_path / 'figure_5.csv').open()))
     assert [(row['sigma_mu'], row['sigma_sigma']) for row in rows] == [('0', '0'), ('0', '3'), ('3', '0'), ('3', '3')]
     assert float(rows[0]['accuracy']) > float(rows[3]['accuracy'])  # the paper's finding, in two epochs
-    assert Image.open(tmp_path / 'figure_5.png').width > 300 and (tmp_path / 'figure_5.svg').stat().st_size > 1000
+    assert Image.open(tmp_path / 'figure_5.png').width > 300
+    assert (tmp_path / 'figure_5.svg').stat().st_size > 1000
 
 
 def watched(folder, gradients: bool):
@@ -180,4 +220,6 @@ def test_plots_of_watched_runs(tmp_path):
     svg = (tmp_path / 'out' / 'stat_diff.svg').read_text()
     assert svg.count('<g id="line2d_') > 4
     result = run_tool('plot_norm_statistics.py', tmp_path, check=False)
-    assert result.returncode == 1 and 'NormStatisticsHook' in result.stderr and 'Traceback' not in result.stderr
+    assert result.returncode == 1
+    assert 'NormStatisticsHook' in result.stderr
+    assert 'Traceback' not in result.stderr

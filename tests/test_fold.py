@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 
 from wsbcn_mmseg import fold
-from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d
+from wsbcn_mmseg.layers import BCN, ConvWS, ConvWS1d, ConvWS3d, GNByWidth
 from wsbcn_mmseg.runtime import stack
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -33,7 +33,8 @@ def check(model: nn.Module, x: torch.Tensor, **kwargs) -> nn.Module:
     model.train()
     before = copy.deepcopy(model.state_dict())
     folded = fold(model, **kwargs)
-    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not any(module.training for module in folded.modules())
     assert not [m for m in folded.modules() if type(m).__module__.startswith('wsbcn_mmseg.layers')]
@@ -60,7 +61,8 @@ def test_sequential_becomes_convolution_and_group_norm(conv, plain, size, settin
     assert kinds(folded) == [plain, nn.GroupNorm, nn.ReLU]
     again = nn.Sequential(plain(4, 8, 3, **settings | dict(bias=True)), nn.GroupNorm(groups, 8)).to(dtype)
     again.load_state_dict(folded.state_dict())
-    assert folded[0].weight.dtype == dtype and kinds(fold(again)) == kinds(again)  # nothing left to fold
+    assert folded[0].weight.dtype == dtype
+    assert kinds(fold(again)) == kinds(again)  # nothing left to fold
 
 
 @pytest.mark.parametrize('norm', [nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False), nn.SyncBatchNorm(8)])
@@ -122,7 +124,8 @@ def test_where_no_convolution_feeds_a_norm_alone_the_affine_step_stays(dtype):
     folded = check(settle(Knot(), dtype), torch.randn(2, 3, 9, 7, dtype=dtype))
     assert [type(norm) for norm in folded.norms] == [nn.Sequential] * 9
     assert [type(part) for part in folded.norms[0]] == [nn.BatchNorm2d, nn.GroupNorm]
-    assert folded.same is folded.norms[0] and kinds(folded.twice) == [nn.Conv2d, nn.GroupNorm]
+    assert folded.same is folded.norms[0]
+    assert kinds(folded.twice) == [nn.Conv2d, nn.GroupNorm]
     assert kinds(folded.unused) == [nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm]  # nobody knows who calls it, and how
 
 
@@ -144,7 +147,8 @@ def test_example_inputs_say_how_to_run_a_network():
     unseen, seen = fold(model), fold(model, (x, x))
     for folded in (unseen, seen):
         torch.testing.assert_close(folded(x, x), model(x, x), rtol=1e-10, atol=1e-10)
-    assert kinds(seen.block)[:2] == [nn.Conv2d, nn.GroupNorm] and isinstance(seen.norm, nn.GroupNorm)
+    assert kinds(seen.block)[:2] == [nn.Conv2d, nn.GroupNorm]
+    assert isinstance(seen.norm, nn.GroupNorm)
     assert isinstance(unseen.norm, nn.Sequential)
     with pytest.raises(TypeError):
         fold(model, x)
@@ -153,7 +157,8 @@ def test_example_inputs_say_how_to_run_a_network():
 def test_networks_for_one_image_size_and_vectors():
     model = nn.Sequential(ConvWS(3, 4, 3, padding=1), BCN(4), nn.Flatten(), nn.Linear(4 * 28 * 28, 8), BCN(8))
     folded = check(settle(model), torch.randn(2, 3, 28, 28, dtype=torch.float64))
-    assert [type(m) for m in folded[:2]] == [nn.Conv2d, nn.GroupNorm] and isinstance(folded[4][0], nn.BatchNorm1d)
+    assert [type(m) for m in folded[:2]] == [nn.Conv2d, nn.GroupNorm]
+    assert isinstance(folded[4][0], nn.BatchNorm1d)
     assert kinds(fold(nn.Sequential(BCN(8)))) == [nn.BatchNorm2d, nn.GroupNorm]  # nothing to fold into
 
 
@@ -228,7 +233,8 @@ def test_other_standardized_weights_and_formats():
     folded = fold(model)
     x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
     torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-10, atol=1e-10)
-    assert list(folded[0].state_dict()) == ['weight', 'bias'] and not folded[2].weight.requires_grad
+    assert list(folded[0].state_dict()) == ['weight', 'bias']
+    assert not folded[2].weight.requires_grad
     assert folded[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -311,7 +317,8 @@ def test_weights_are_assigned_as_ever():
 def test_ablations_of_standardization_fold_too(settings):
     model = settle(nn.Sequential(ConvWS(4, 8, 3, padding=1, padding_mode='reflect', **settings), BCN(8)))
     folded = check(model, torch.randn(2, 4, 9, 7, dtype=torch.float64))
-    assert kinds(folded) == [nn.Conv2d, nn.GroupNorm] and not {'center', 'scale', 'eps'} & set(vars(folded[0]))
+    assert kinds(folded) == [nn.Conv2d, nn.GroupNorm]
+    assert not {'center', 'scale', 'eps'} & set(vars(folded[0]))
 
 
 class Unforeseen(nn.Module):
@@ -374,7 +381,9 @@ def test_kernels_that_hooks_compute(change):
     model.train()(x).sum().backward()  # hooks leave tensors with a graph, which cannot be copied
     model.eval()
     folded = fold(model)
-    assert type(folded[0]) is nn.Conv2d and 'weight' in folded[0]._parameters and not folded[0]._forward_pre_hooks
+    assert type(folded[0]) is nn.Conv2d
+    assert 'weight' in folded[0]._parameters
+    assert not folded[0]._forward_pre_hooks
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
 
 
@@ -400,6 +409,41 @@ def test_a_network_that_folding_would_change_is_refused():
     model[1].bn.eps = 0.1
     with pytest.raises(ValueError, match='has one eps for both variances'):
         model(x)
+
+
+class ClippedBCN(BCN):
+
+    def forward(self, input):
+        return super().forward(input).clamp(-1, 1)
+
+
+class ClippedGroupNorm(GNByWidth):
+
+    def forward(self, input):
+        return super().forward(input).clamp(-1, 1)
+
+
+class RenamedGroupNorm(GNByWidth):
+    pass
+
+
+class ForeignNorm(nn.GroupNorm):
+
+    def forward(self, input):
+        return super().forward(input).clamp(-1, 1)
+
+
+@pytest.mark.parametrize('norm', [ClippedBCN(8), ClippedGroupNorm(8)], ids=lambda norm: type(norm).__name__)
+def test_norms_derived_from_ours_that_compute_something_else_are_refused(norm):
+    with pytest.raises(ValueError, match=rf'no stock layer that computes what {type(norm).__name__} does \(1\)'):
+        fold(nn.Sequential(ConvWS(3, 8, 3), norm))
+
+
+@pytest.mark.parametrize('norm, kind', [(GNByWidth(8), nn.GroupNorm), (RenamedGroupNorm(8), nn.GroupNorm),
+                                        (ForeignNorm(2, 8), ForeignNorm)], ids=lambda x: getattr(x, '__name__', ''))
+def test_group_norms_become_the_stock_layer_and_foreign_ones_stay(norm, kind):
+    folded = check(nn.Sequential(ConvWS(3, 8, 3), norm), torch.randn(2, 3, 9, 9))
+    assert kinds(folded)[-2:] == [nn.Conv2d, kind]
 
 
 def test_kernels_of_unknown_hooks_are_named():

@@ -26,7 +26,8 @@ def test_rate_is_the_learning_rate_of_the_iteration(tmp_path):
     runner, recorder = make_runner(tmp_path, dict(type='BCNUpdateRateHook'))
     runner.train()
     assert [rates[0] for rates in recorder.rates] == [lr for lr, in recorder.learning_rates]
-    assert recorder.rates[0] == [0.1, 0.1] and recorder.rates[1][0] == pytest.approx(0.1 * 0.9**0.9)
+    assert recorder.rates[0] == [0.1, 0.1]
+    assert recorder.rates[1][0] == pytest.approx(0.1 * 0.9**0.9)
 
 
 def test_estimates_move_by_it_at_every_forward_also_under_accumulation(tmp_path):
@@ -59,7 +60,8 @@ def test_each_layer_follows_its_parameter_group_and_frozen_ones_keep_their_rate(
         optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5)))))
     runner.train()
     assert [rates[1] for rates in recorder.rates] == [0.33] * 6
-    assert recorder.rates[0][0] == 0.05 and recorder.rates[5][0] < 0.05
+    assert recorder.rates[0][0] == 0.05
+    assert recorder.rates[5][0] < 0.05
 
 
 def test_several_optimizers(tmp_path):
@@ -185,7 +187,8 @@ def _average(rank, _):
         hook.before_val(runner)
     assert reduce.call_count == 1, 'one collective, and none where nothing moved since'
     for layer in (model.backbone[1].bn, model.head[1].bn, model.head[2]):
-        assert layer.running_mean.eq(0.5).all() and layer.running_var.eq(2.5).all()
+        assert layer.running_mean.eq(0.5).all()
+        assert layer.running_var.eq(2.5).all()
 
 
 def test_one_collective_averages_every_batch_norm():

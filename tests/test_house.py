@@ -1,8 +1,9 @@
-"""The structure of the package: the direction of imports, the size of modules, and the spelling."""
+"""The structure of the package: the direction of imports, the size of modules and functions, and the spelling."""
 import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,29 @@ def test_imports_point_downward(part):
 
 def test_modules_stay_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines())
-               for path in sources('wsbcn_mmseg', 'tools')}
+               for path in sources('wsbcn', 'wsbcn_mmseg', 'tools')}
     assert not {path: length for path, length in lengths.items() if length > 350}
+
+
+def lengths_of_functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Lines of code of each function of a file, without docstring, comments and empty lines; those with a reason to be
+    long, a comment "Long: ..." above, are left out."""
+    lines = path.read_text().splitlines()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        first = min(part.lineno for part in (node, *node.decorator_list))
+        if lines[first - 2].lstrip().startswith('# Long: '):
+            continue
+        start = node.body[0].end_lineno + 1 if ast.get_docstring(node) else node.body[0].lineno
+        code = [*lines[node.lineno - 1:node.body[0].lineno - 1], *lines[start - 1:node.end_lineno]]
+        yield node.name, sum(bool(line.strip()) and not line.lstrip().startswith('#') for line in code)
+
+
+def test_functions_stay_short():
+    found = {f'{path.relative_to(ROOT)}: {name}': length for path in sources('wsbcn', 'wsbcn_mmseg', 'tools')
+             for name, length in lengths_of_functions(path)}
+    assert not {name: length for name, length in found.items() if length > 40}
 
 
 def test_spelling_is_american():

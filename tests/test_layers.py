@@ -99,6 +99,17 @@ def test_gradients_of_conv_ws(settings, frozen):
             x, weight, None, (1, 1), (0, 0), (1, 1), 1), (x[:, :2, :3, :3], conv.weight[:2, :2]))
 
 
+def test_gradients_of_conv_ws_that_runs_twice_are_the_same_when_second_derivatives_are_wanted():
+    conv, x = ConvWS(2, 2, (1, 2)).double(), torch.randn(1, 2, 2, 5, dtype=torch.float64, requires_grad=True)
+    first, with_graph = (torch.autograd.grad(conv(conv(x)).pow(3).sum(), (x, *conv.parameters()), create_graph=create)
+                         for create in (False, True))
+    for a, b in zip(with_graph, first, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    assert torch.autograd.gradgradcheck(lambda x, weight: standardized_convolution(
+        standardized_convolution(x, weight, None, (1, 1), (0, 0), (1, 1), 1), weight, None, (1, 1), (0, 0), (1, 1), 1),
+        (x, conv.weight))
+
+
 def test_conv_ws_keeps_input_and_raw_kernel_for_backward():
     conv, saved = ConvWS(8, 16, 3), []
     x = torch.randn(1, 8, 6, 6, requires_grad=True)
@@ -125,7 +136,8 @@ def test_autocast_keeps_statistics_in_float32():
         conv.weight += 100  # in bfloat16 the kernel would be constant
     with torch.autocast('cpu', torch.bfloat16):
         weight, y = conv.standardized_weight(), conv(torch.randn(1, 8, 5, 5))
-    assert weight.dtype == torch.float32 and y.dtype == torch.bfloat16
+    assert weight.dtype == torch.float32
+    assert y.dtype == torch.bfloat16
     torch.testing.assert_close(weight, conv.standardized_weight(), rtol=0, atol=0)
 
 
@@ -134,7 +146,8 @@ def test_autocast_through_bcn():
     with torch.autocast('cpu', torch.bfloat16):
         y = net(torch.randn(1, 8, 5, 5))
     y.float().sum().backward()
-    assert y.dtype == torch.bfloat16 and net[1].bn.running_var.dtype == torch.float32
+    assert y.dtype == torch.bfloat16
+    assert net[1].bn.running_var.dtype == torch.float32
     assert net[0].weight.grad.isfinite().all()
 
 
@@ -142,14 +155,17 @@ def test_autocast_through_bcn():
 
 
 def test_registered_in_the_root_registry():
-    assert MODELS.get('ConvWS') is ConvWS and MODELS.get('BCN') is BCN
-    assert MODELS.get('ConvWS1d') is ConvWS1d and MODELS.get('ConvWS3d') is ConvWS3d
+    assert MODELS.get('ConvWS') is ConvWS
+    assert MODELS.get('BCN') is BCN
+    assert MODELS.get('ConvWS1d') is ConvWS1d
+    assert MODELS.get('ConvWS3d') is ConvWS3d
 
 
 @pytest.mark.parametrize('channels', range(1, 70))
 def test_bcn_alone_works_for_every_channel_count(channels):
     name, layer = build_norm_layer(MICRO, channels, postfix=1)
-    assert name == 'bcn1' and channels % layer.num_groups == 0
+    assert name == 'bcn1'
+    assert channels % layer.num_groups == 0
     y = layer(torch.randn(2, channels, 3, 3))
     assert y.isfinite().all()
 
@@ -176,9 +192,11 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_builders_and_conv_module():
     conv = build_conv_layer(dict(type='ConvWS'), 3, 8, 3, padding=1, bias=False)
-    assert type(conv) is ConvWS and conv.bias is None
+    assert type(conv) is ConvWS
+    assert conv.bias is None
     module = ConvModule(3, 8, 3, conv_cfg=dict(type='ConvWS'), norm_cfg=MICRO)
-    assert module.norm_name == 'bcn' and module.bcn.bn.weight.eq(1).all()
+    assert module.norm_name == 'bcn'
+    assert module.bcn.bn.weight.eq(1).all()
     module.init_weights()
     module(torch.randn(1, 3, 5, 5)).sum().backward()
     frozen = build_norm_layer(MICRO | dict(requires_grad=False), 8)[1]
@@ -208,8 +226,10 @@ def test_init_cfg_rules_reach_the_layers():
     initialize(net, [dict(type='Constant', layer='Conv2d', val=3.0),
                      dict(type='Constant', layer='_BatchNorm', val=5.0),
                      dict(type='Constant', layer='GroupNorm', val=7.0)])
-    assert net[0].weight.eq(3).all() and net[1].bn.weight.eq(5).all()
-    assert net[1].weight.eq(7).all() and net[2].weight.eq(7).all()
+    assert net[0].weight.eq(3).all()
+    assert net[1].bn.weight.eq(5).all()
+    assert net[1].weight.eq(7).all()
+    assert net[2].weight.eq(7).all()
 
 
 def test_zero_init_residual_zeroes_the_channel_scale_and_trains():
@@ -217,7 +237,8 @@ def test_zero_init_residual_zeroes_the_channel_scale_and_trains():
     net.init_weights()
     for stage in (net.layer1, net.layer2):
         for block in stage:
-            assert block.norm2.weight.eq(0).all() and block.norm2.bn.weight.eq(1).all()
+            assert block.norm2.weight.eq(0).all()
+            assert block.norm2.bn.weight.eq(1).all()
             assert block.norm1.weight.eq(1).all()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     before = copy.deepcopy(net.state_dict())
@@ -235,7 +256,8 @@ def test_apply_still_reaches_the_batch_part():
     layer.apply(lambda module: seen.append(type(module)))
     assert seen == [nn.BatchNorm2d, BCN]
     constant_init(layer, 0)  # mmpretrain's way of zero_init_residual
-    assert layer.weight.eq(0).all() and layer.bn.weight.eq(1).all()
+    assert layer.weight.eq(0).all()
+    assert layer.bn.weight.eq(1).all()
 
 
 # Training, freezing, averaging
@@ -255,8 +277,10 @@ def test_frozen_stages():
     before = copy.deepcopy(net.state_dict())
     net(torch.randn(2, 3, 32, 32))[0].sum().backward()
     moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved and all(name.startswith('layer2') for name in moved)
-    assert net.layer1[0].norm1.weight.grad is None and net.layer2[0].norm1.bn.weight.grad is not None
+    assert moved
+    assert all(name.startswith('layer2') for name in moved)
+    assert net.layer1[0].norm1.weight.grad is None
+    assert net.layer2[0].norm1.bn.weight.grad is not None
 
 
 def test_norm_decay_mult_reaches_all_four_parameters():
@@ -266,7 +290,8 @@ def test_norm_decay_mult_reaches_all_four_parameters():
     decay = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
     assert [decay[id(p)] for p in net[1].parameters()] == [0, 0, 0, 0]
     assert decay[id(net[0].weight)] == 1e-2
-    assert is_norm(net[1]) and is_norm(net[1].bn)
+    assert is_norm(net[1])
+    assert is_norm(net[1].bn)
 
 
 @pytest.mark.parametrize('mode', ['micro_batch', 'large_batch'])
@@ -274,7 +299,8 @@ def test_conversion_to_sync_bn(mode):
     """Algorithm 1 stays in force; large-batch BCN becomes synchronized (which one process cannot tell)."""
     layer = BCN(8, mode=mode, update_rate=0.2)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(copy.deepcopy(layer)))[0]
-    assert type(converted) is BCN and type(converted.bn) is nn.SyncBatchNorm
+    assert type(converted) is BCN
+    assert type(converted.bn) is nn.SyncBatchNorm
     x = torch.randn(2, 8, 4, 4)
     torch.testing.assert_close(converted(x), layer(x), rtol=0, atol=0)
     for name, value in layer.state_dict().items():
@@ -300,10 +326,12 @@ def test_deepcopy_pickle_and_state_dict_round_trip():
         assert twin.update_rate == 0.2
         twin.update_rate = 0.3
         x = torch.randn(1, 12, 4, 4)
-        assert layer.update_rate == 0.2 and torch.equal(twin.eval()(x), layer.eval()(x))
+        assert layer.update_rate == 0.2
+        assert torch.equal(twin.eval()(x), layer.eval()(x))
     fresh = BCN(12)
     fresh.load_state_dict(layer.state_dict())
-    assert torch.equal(fresh.eval()(x), layer(x)) and fresh.update_rate == 0.01, 'r is no part of the state'
+    assert torch.equal(fresh.eval()(x), layer(x))
+    assert fresh.update_rate == 0.01, 'r is no part of the state'
 
 
 def test_in_place_relu_after_the_layer():
@@ -321,7 +349,8 @@ def test_one_image_pooled_to_one_pixel_has_a_gradient():
         x = torch.randn(1, 16, 8, 8, requires_grad=True)
         y = net(x)
         (y * torch.randn_like(y)).sum().backward()
-        assert x.grad.abs().max() > 1e-4 and net[1].weight.grad.abs().max() > 1e-4
+        assert x.grad.abs().max() > 1e-4
+        assert net[1].weight.grad.abs().max() > 1e-4
     with pytest.raises(ValueError):
         nn.BatchNorm2d(8)(torch.randn(1, 8, 1, 1))
 
@@ -343,7 +372,9 @@ def test_a_constant_rate_is_said_once():
             for _ in range(2):
                 layer(torch.randn(2, 8, 2, 2))
     messages = [str(w.message) for w in caught if 'update rate' in str(w.message)]
-    assert len(messages) == 1 and 'BCNUpdateRateHook' in messages[0] and '0.01' in messages[0]
+    assert len(messages) == 1
+    assert 'BCNUpdateRateHook' in messages[0]
+    assert '0.01' in messages[0]
 
 
 def test_settings_are_shown():

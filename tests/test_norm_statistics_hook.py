@@ -100,8 +100,10 @@ def test_numbers_against_direct_computation(norm, tmp_path):
     small = (scale < .1 * scale.median()) | (rate < .1 * rate.median())
     assert layer['under_represented'] == pytest.approx(small.float().mean().item())
     if isinstance(norm, nn.BatchNorm2d):
-        assert layer['eliminated'] == pytest.approx(1 / 3) and layer['under_represented'] == pytest.approx(2 / 3)
-        assert layer['distance_mean'] < 1e-4 and layer['distance_scale'] < 1e-3
+        assert layer['eliminated'] == pytest.approx(1 / 3)
+        assert layer['under_represented'] == pytest.approx(2 / 3)
+        assert layer['distance_mean'] < 1e-4
+        assert layer['distance_scale'] < 1e-3
 
 
 def test_the_window_remembers_maxima(tmp_path):
@@ -163,7 +165,8 @@ def test_gradient_shares_are_those_of_the_gradient(cls, tmp_path):
     twin.head[2](twin.head[1](torch.nn.functional.conv2d(x, weight, conv.bias))).square().mean().backward()
     expected = gradient_shares(weight.detach(), weight.grad).nanmean(0)
     got = [written['head.0'][f'gradient_{part}'] for part in ('eq12', 'eq11', 'left')]
-    assert got == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6) and sum(got) == pytest.approx(1, rel=1e-5)
+    assert got == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+    assert sum(got) == pytest.approx(1, rel=1e-5)
     assert isinstance(conv, ConvWS)
 
 

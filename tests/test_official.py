@@ -209,7 +209,8 @@ def test_a_generation_that_cannot_be_told_is_asked_for():
     with pytest.raises(ValueError, match="got 'root'"):
         convert_official(weights, ws=True, eps='root')
     converted, official = convert_official(weights, ws=True, eps='outside')
-    assert official.eps == 'outside' and 'BN+WS, 1000 classes, kernels divided by std + eps' in str(official)
+    assert official.eps == 'outside'
+    assert 'BN+WS, 1000 classes, kernels divided by std + eps' in str(official)
     network = our_network(official)
     network.load_state_dict(converted)
     x = torch.randn(1, 3, 33, 33, dtype=torch.float64)
@@ -270,7 +271,9 @@ def test_tool_and_its_refusals(tmp_path):
                               ({'a': torch.ones(2)}, "not one of the authors' checkpoints")):
         torch.save(weights, tmp_path / 'bad.pth')
         result = run_tool('convert_official_checkpoint.py', tmp_path / 'bad.pth', tmp_path / 'bad_out.pth', check=False)
-        assert result.returncode == 1 and expected in result.stderr and 'Traceback' not in result.stderr
+        assert result.returncode == 1
+        assert expected in result.stderr
+        assert 'Traceback' not in result.stderr
         assert not (tmp_path / 'bad_out.pth').exists()
 
 

@@ -86,7 +86,8 @@ def test_the_hook_fixes_the_statistics_of_the_named_parts(runner):
     statistics = [runner.model.backbone[1].bn.running_mean, runner.model.head[1].bn.running_mean]
     before = [tensor.clone() for tensor in statistics]
     hook.before_train_iter(runner, 0)
-    assert runner.model.training and runner.model.backbone.training
+    assert runner.model.training
+    assert runner.model.backbone.training
     runner.model(torch.randn(2, 3, 16, 16))
     assert statistics[0].equal(before[0])
     assert not statistics[1].equal(before[1])
@@ -100,6 +101,7 @@ def test_cifar_10_from_folders_of_pictures(tmp_path):
     dataset = CIFAR10Images('train', str(tmp_path))
     assert len(dataset) == 10
     assert dataset[3]['img'].shape == (32, 32, 3)
-    assert dataset[3]['gt_label'] == 3 and abs(int(dataset[3]['img'].mean()) - 60) <= 1
+    assert dataset[3]['gt_label'] == 3
+    assert abs(int(dataset[3]['img'].mean()) - 60) <= 1
     with pytest.raises(FileNotFoundError, match='CIFAR-10-images'):
         CIFAR10Images('test', str(tmp_path))

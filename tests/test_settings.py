@@ -88,7 +88,8 @@ def imagenet(network: str, row: str) -> dict:
         'model.head': dict(  # init_cfg: nn.Linear's own start, which ic leaves
             type='LinearClsHead', num_classes=1000, in_channels=2048, topk=(1, 5), cal_acc=True, init_cfg=None,
             loss=dict(type='CrossEntropyLoss', loss_weight=1.)),
-        'custom_hooks': [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook')],  # r = lr: 7.2.2
+        'custom_hooks': [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook'),  # r = lr: 7.2.2
+                         dict(type='HeldKernelsHook')],
     }
 
 

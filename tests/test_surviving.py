@@ -184,7 +184,8 @@ def test_flipped_bytes_are_noticed(seed, work_dir):
     except ValueError as error:
         assert 'damaged' in str(error)
     else:  # a byte between the records
-        assert seed and same(whole, read)
+        assert seed
+        assert same(whole, read)
 
 
 class FullDisk(Hook):
@@ -270,7 +271,8 @@ def test_no_scheme_runs_what_a_checkpoint_holds(hostile, served, monkeypatch):
     with safe_loading(), pytest.raises(pickle.UnpicklingError):
         torch.load(hostile, weights_only=False)  # as a hook could
     assert dict(CheckpointLoader._schemes) == before
-    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1' and 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
 def test_urls_are_downloaded_once_and_told_apart(served, tmp_path):
@@ -354,7 +356,8 @@ def test_resume_means_the_work_folder(mini_voc, hostile, tmp_path):
                       f'load_from={hostile}', 'model.backbone.init_cfg.type=PretrainedBackbone',
                       'model.backbone.init_cfg.checkpoint=gone.pth', VOC_ROOT=str(mini_voc))
     output = result.stdout + result.stderr
-    assert 'iter_2.pth is damaged' in output and f'resuming from {moved / "iter_1.pth"}' in output
+    assert 'iter_2.pth is damaged' in output
+    assert f'resuming from {moved / "iter_1.pth"}' in output
     assert 'resumed epoch: 0, iter: 1' in output
     read_checkpoint(moved / 'iter_2.pth')
 

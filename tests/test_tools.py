@@ -40,7 +40,8 @@ def test_train_test_and_resume_in_two_processes(config, mini_voc, tmp_path):
                       tmp_path / 'out', '--cfg-options', *SMALL, VOC_ROOT=str(mini_voc))
     assert miou(distributed.stdout + distributed.stderr) == miou(single.stdout + single.stderr) == validated
     predictions = sorted((tmp_path / 'out').glob('*.png'))
-    assert len(predictions) == 7 and np.asarray(Image.open(predictions[0])).max() <= 20
+    assert len(predictions) == 7
+    assert np.asarray(Image.open(predictions[0])).max() <= 20
 
     result = run_tool('dist_train.sh', config, 2, '--work-dir', tmp_path, '--resume', '--cfg-options', *SMALL, *train,
                       'train_cfg.max_iters=4', VOC_ROOT=str(mini_voc))
@@ -100,7 +101,8 @@ def test_mistakes_are_one_sentence(script, arguments, environment, sentence, min
     monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
-    assert sentence in stop.value.code and '\n' not in stop.value.code
+    assert sentence in stop.value.code
+    assert '\n' not in stop.value.code
 
 
 @pytest.mark.parametrize('arguments, sentence', [
@@ -110,7 +112,9 @@ def test_mistakes_are_one_sentence(script, arguments, environment, sentence, min
 def test_mistakes_are_one_sentence_also_before_processes_start(arguments, sentence, mini_voc):
     result = run_tool('dist_train.sh', *arguments, check=False, VOC_ROOT=str(mini_voc))
     own = [line for line in result.stderr.splitlines() if 'mmengine - INFO' not in line]
-    assert result.returncode != 0 and len(own) == 1 and sentence in own[0], result.stderr
+    assert result.returncode != 0
+    assert len(own) == 1, result.stderr
+    assert sentence in own[0]
 
 
 class Call:
@@ -158,4 +162,6 @@ def test_logs_hold_what_the_curves_need(mini_voc, tmp_path):
     run_tool('train.py', MICRO, '--work-dir', tmp_path, '--cfg-options', *SMALL, 'train_cfg.max_iters=2',
              'train_cfg.val_interval=2', 'default_hooks.logger.interval=1', VOC_ROOT=str(mini_voc))
     lines = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
-    assert lines[0]['lr'] == pytest.approx(0.007) and 'loss' in lines[0] and 'mIoU' in lines[-1]
+    assert lines[0]['lr'] == pytest.approx(0.007)
+    assert 'loss' in lines[0]
+    assert 'mIoU' in lines[-1]

@@ -127,7 +127,8 @@ def test_a_subclass_that_pads_is_one_node_too():
 
     model = settled(convert_model(nn.Sequential(Same(3, 8, 3), nn.BatchNorm2d(8)), torch.randn(1, 3, 8, 8)))
     x = torch.randn(2, 3, 8, 8)
-    assert type(model[0]).__name__ == 'StandardizedSame' and torch.equal(fx.symbolic_trace(model)(x), model(x))
+    assert type(model[0]).__name__ == 'StandardizedSame'
+    assert torch.equal(fx.symbolic_trace(model)(x), model(x))
 
 
 # torch.func
@@ -153,8 +154,10 @@ def test_functional_call_trains_the_given_estimates():
     model, x = Net(), torch.randn(2, 3, 12, 10)
     given = {name: value.clone() for name, value in model.state_dict().items()}
     y = torch.func.functional_call(model, given, (x, ))
-    assert torch.equal(model.bcn1.bn.running_mean, torch.zeros(8)) and given['bcn1.bn.running_mean'].any()
-    assert torch.equal(model(x), y) and torch.equal(model.bcn1.bn.running_mean, given['bcn1.bn.running_mean'])
+    assert torch.equal(model.bcn1.bn.running_mean, torch.zeros(8))
+    assert given['bcn1.bn.running_mean'].any()
+    assert torch.equal(model(x), y)
+    assert torch.equal(model.bcn1.bn.running_mean, given['bcn1.bn.running_mean'])
 
 
 @pytest.mark.parametrize('transform', [lambda f: torch.func.grad(lambda x: f(x).sum()), torch.func.vmap])

@@ -36,7 +36,8 @@ def test_resize_is_pillows_lanczos_of_the_images_own_size(factor):
     np.testing.assert_array_equal(after['img'], Image.fromarray(before['img']).resize(size, Image.Resampling.LANCZOS))
     np.testing.assert_array_equal(
         after['gt_seg_map'], Image.fromarray(before['gt_seg_map']).resize(size, Image.Resampling.NEAREST))
-    assert after['scale'] == size and after['img_shape'] == size[::-1]
+    assert after['scale'] == size
+    assert after['img_shape'] == size[::-1]
     assert after['scale_factor'] == (size[0] / 101, size[1] / 61)
     assert after['keep_ratio'] is False
 

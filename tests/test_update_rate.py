@@ -55,7 +55,8 @@ def test_groups_bounds_frozen_layers_and_resuming():
     frozen[1].requires_grad_(False)
     rate = follow_learning_rate(frozen, torch.optim.SGD([*frozen[0].parameters(), *frozen[4].parameters()], lr=0.5))
     frozen(X)
-    assert rates(frozen) == [0.01, 0.5] and rate.lost == []
+    assert rates(frozen) == [0.01, 0.5]
+    assert rate.lost == []
     assert UpdateRate(network(), torch.optim.SGD([nn.Parameter(X)], lr=1)).lost == ['1', '4']
 
 

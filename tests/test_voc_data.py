@@ -87,8 +87,11 @@ class TestMiniVOC:
         for name in names(pristine, split):
             with Image.open(voc(pristine) / 'SegmentationClass' / f'{name}.png') as label, \
                     Image.open(voc(pristine) / 'JPEGImages' / f'{name}.jpg') as image:
-                assert label.mode == 'P' and image.mode == 'RGB'
-                assert label.size == image.size and max(image.size) == 500 and min(image.size) >= 333
+                assert label.mode == 'P'
+                assert image.mode == 'RGB'
+                assert label.size == image.size
+                assert max(image.size) == 500
+                assert min(image.size) >= 333
                 assert label.getpalette() == voc_palette()
                 label = np.array(label)
             assert 0.005 < (label == 255).mean() < 0.1
@@ -103,7 +106,8 @@ class TestMiniVOC:
     def test_sbd_overlaps_voc_and_reads_like_the_real_one(self, pristine):
         covered, train, val = sbd_names(pristine), set(names(pristine, 'train')), set(names(pristine, 'val'))
         assert len(covered - train - val) == 9
-        assert 0 < len(covered & train) < 8 and 0 < len(covered & val) < 7
+        assert 0 < len(covered & train) < 8
+        assert 0 < len(covered & val) < 7
         assert sorted(names(pristine, 'trainval')) == sorted(train | val)
         for name in covered:
             path = sbd(pristine) / f'dataset/cls/{name}.mat'
@@ -115,7 +119,9 @@ class TestMiniVOC:
             image = sbd(pristine) / f'dataset/img/{name}.jpg'
             assert image.read_bytes() == (voc(pristine) / 'JPEGImages' / image.name).read_bytes()
             with Image.open(image) as opened:
-                assert label.dtype == np.uint8 and label.shape == opened.size[::-1] and label.max() <= 20
+                assert label.dtype == np.uint8
+                assert label.shape == opened.size[::-1]
+                assert label.max() <= 20
 
     def test_leaves_other_data_alone(self, root):
         with pytest.raises(FileExistsError, match='another folder'):
@@ -139,7 +145,8 @@ class TestFromSBD:
         assert [path.name for path in outputs(root)] == [f'{name}.png' for name in listed]
         for path in outputs(root):
             with Image.open(path) as image:
-                assert image.mode == 'P' and image.getpalette() == voc_palette()
+                assert image.mode == 'P'
+                assert image.getpalette() == voc_palette()
                 label = np.array(image)
             own = voc(root) / 'SegmentationClass' / path.name
             source = own if own.exists() else sbd(root) / f'dataset/cls/{path.stem}.mat'
@@ -162,7 +169,8 @@ class TestFromSBD:
         second.write_bytes(second.read_bytes()[:200])
         shutil.copy(fourth, third)  # decodes, but holds another image's labels
         assert prepare(root) == 3
-        assert contents(voc(root)) == before and fourth.stat().st_mtime_ns == kept
+        assert contents(voc(root)) == before
+        assert fourth.stat().st_mtime_ns == kept
 
     def test_missing_and_truncated_images(self, root):
         missing, truncated = (voc(root) / 'JPEGImages' / f'{name}.jpg' for name in only_sbd(root)[:2])
@@ -200,7 +208,8 @@ class TestFromSBD:
             path.unlink()
         with pytest.raises(VOCAugError) as info:
             prepare(root)
-        assert '(24)' in str(info.value) and str(info.value).count('is missing') == 20
+        assert '(24)' in str(info.value)
+        assert str(info.value).count('is missing') == 20
         assert str(info.value).endswith('... and 4 more')
 
     def test_wrong_count(self, root):
@@ -272,7 +281,8 @@ class TestCommands:
         command = [sys.executable, 'tools/prepare_voc_aug.py', voc(root), '--sbd', sbd(root)]
         failed = subprocess.run(command, cwd=REPOSITORY, env=dict(os.environ, PYTHONPATH='.'), capture_output=True,
                                 text=True)
-        assert failed.returncode == 1 and 'Traceback' not in failed.stderr
+        assert failed.returncode == 1
+        assert 'Traceback' not in failed.stderr
         assert failed.stderr.splitlines()[-1].startswith(f'Error: The augmented set would have {EXPECTED} images')
 
 

@@ -23,7 +23,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = comparison_parser(__doc__, Path('work_dirs/camvid_finetuning'), 3, tuple(ROWS))
+    parser = comparison_parser(__doc__, Path('work_dirs/camvid_finetuning'), 3, tuple(ROWS), tuple(ROWS))
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
     parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='budgets')
     parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES, help='learning rates to choose from')

@@ -13,13 +13,13 @@ from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / '_base_' / 'camvid_deeplabv3_r18.py'
-METHODS = ('GN', 'GN+WS', 'BCN', 'BCN+WS', 'BCN+WS, Algorithm 1', 'BN', 'SN', 'EvoNorm-S0', 'FRN+TLU')
+DEFAULT = ('GN', 'GN+WS', 'BCN', 'BCN+WS', 'BCN+WS, Algorithm 1', 'BN', 'SN', 'EvoNorm-S0', 'FRN+TLU')
 EPOCHS = {8: 6, 1: 4}  # by images per update
 SPLITS = ('train', 'val', 'test')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = comparison_parser(__doc__, Path('work_dirs/camvid'), 3, METHODS)
+    parser = comparison_parser(__doc__, Path('work_dirs/camvid'), 3, DEFAULT)
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
     parser.add_argument('--quick', action='store_true', help='one seed and a few updates: a look at the command')
     return parse(parser)
@@ -35,11 +35,7 @@ from wsbcn_mmseg.experiments.method import methods, options
 
 
 def training(name: str, batch: int, seed: int, quick: bool) -> Training:
-    settings = methods(min_channels_per_group=16)[name].settings(batch, ('backbone', 'decode_head'), 'ResNet')
-    if (name, batch) == ('BN', 1):  # BatchNorm cannot train on maps of one position with one image
-        settings['model.decode_head.pool_norm'] = False
-    if name.startswith('BCN'):
-        settings['custom_hooks.0.type'] = 'BCNUpdateRateHook'
+    settings = methods(min_channels_per_group=16)[name].segmentor_settings(batch)
     iterations = 3 if quick else EPOCHS[batch] * 367 // batch
     settings |= {'train_cfg.max_iters': iterations, 'train_cfg.val_interval': iterations + 1}
     return Training(name, batch, seed, CONFIG, options(settings),

@@ -13,11 +13,11 @@ from pathlib import Path
 from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
+DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, METHODS)
+    parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, DEFAULT)
     parser.add_argument('cifar_root', type=Path, help='folder of the images')
     parser.add_argument('--epochs', type=int, default=2, help='epochs of every training')
     return parse(parser)

@@ -9,11 +9,11 @@ from pathlib import Path
 from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ('BN', 'GN', 'GN+WS', 'BCN', 'BCN+WS', 'SN', 'EvoNorm-S0', 'FRN+TLU')
+DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN', 'BCN+WS', 'SN', 'EvoNorm-S0', 'FRN+TLU')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = comparison_parser(__doc__, Path('work_dirs/digits'), 3, METHODS)
+    parser = comparison_parser(__doc__, Path('work_dirs/digits'), 3, DEFAULT)
     parser.add_argument('--quick', action='store_true', help='one seed and one epoch: a look at the command')
     return parse(parser)
 

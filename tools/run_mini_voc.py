@@ -10,11 +10,11 @@ from pathlib import Path
 from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ('BN', 'GN', 'GN+WS', 'BCN+WS')
+DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = comparison_parser(__doc__, Path('work_dirs/mini_voc'), 3, METHODS)
+    parser = comparison_parser(__doc__, Path('work_dirs/mini_voc'), 3, DEFAULT)
     parser.add_argument('voc_root', type=Path, help='VOC2012 folder of a prepared mini VOC (tools/make_mini_voc.py)')
     parser.add_argument('--updates', type=int, default=700, help='updates of 8 images; 8 times as many of one')
     return parse(parser)
@@ -31,11 +31,7 @@ from wsbcn_mmseg.experiments.method import methods, options
 def training(name: str, batch: int, seed: int, updates: int) -> Training:
     """Equally many images in all; the learning rate is proportional to the batch size."""
     iterations = updates * 8 // batch
-    settings = methods(min_channels_per_group=16)[name].settings(batch, ('backbone', 'decode_head'), 'ResNet')
-    if (name, batch) == ('BN', 1):  # BatchNorm cannot train on maps of one position with one image
-        settings['model.decode_head.pool_norm'] = False
-    if name.startswith('BCN'):
-        settings['custom_hooks.0.type'] = 'BCNUpdateRateHook'
+    settings = methods(min_channels_per_group=16)[name].segmentor_settings(batch)
     settings |= {
         'train_dataloader.batch_size': batch, 'optim_wrapper.optimizer.lr': .05 * batch / 8,
         'train_cfg.max_iters': iterations, 'train_cfg.val_interval': iterations,

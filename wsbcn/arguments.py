@@ -51,14 +51,33 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = 'Several processes: tools/dist_*.sh, or the command wsbcn with --gpus N.'
 
 
-def comparison_parser(description: str, out: Path, seeds: int, methods: tuple[str, ...]) -> argparse.ArgumentParser:
-    """A parser of ``--out``, ``--seeds``, ``--jobs``, ``--methods`` and ``--reuse``."""
+def method(text: str) -> str:
+    """The type of an argument that is a row of the table of methods, :mod:`wsbcn_mmseg.experiments.method`."""
+    require_openmmlab()
+    from wsbcn_mmseg.experiments.method import methods
+    if text not in methods():
+        raise argparse.ArgumentTypeError(f'there is no method {text!r}; there are {", ".join(map(repr, methods()))}')
+    return text
+
+
+def comparison_parser(description: str, out: Path, seeds: int, default: tuple[str, ...],
+                      choices: tuple[str, ...] | None = None) -> argparse.ArgumentParser:
+    """A parser of ``--out``, ``--seeds``, ``--jobs``, ``--methods`` and ``--reuse``.
+
+    Args:
+        description: What the command does.
+        out: Default of ``--out``.
+        seeds: Default of ``--seeds``.
+        default: Default of ``--methods``.
+        choices: What ``--methods`` accepts. Defaults to None: every row of :mod:`wsbcn_mmseg.experiments.method`.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--out', type=Path, default=out, help='folder of logs, table and plot')
     parser.add_argument('--seeds', type=_positive, default=seeds, help='trainings of each kind')
     parser.add_argument('--jobs', type=_positive, default=2, help='trainings at a time, one thread each')
-    parser.add_argument('--methods', nargs='+', choices=methods, default=methods, metavar='METHOD',
-                        help='rows of the table')
+    parser.add_argument('--methods', nargs='+', type=str if choices else method, choices=choices, default=default,
+                        metavar='METHOD', help='rows of the table'
+                        + ('' if choices else ', any of those in wsbcn_mmseg/experiments/method.py'))
     parser.add_argument('--reuse', type=Path, help='a results.jsonl of finished trainings to take over')
     return parser
 

@@ -18,7 +18,7 @@ def config_names() -> list[str]:
 
 
 def _is_alias(configs: Path, name: Path) -> bool:
-    """Whether a config is the second name, as MMEngine's ``_base_`` wants it, of one in the folder itself."""
+    """Whether a config is the second name, as in MMEngine's ``_base_``, of one in the folder itself."""
     return len(name.parts) > 1 and (configs / f'{name.name}.py').is_file()
 
 

@@ -14,11 +14,11 @@ from rich.table import Table
 import wsbcn_mmseg
 from wsbcn_mmseg.runtime.records import write_csv
 
-from . import deployment, layers, networks, watching
+from . import accumulation, deployment, layers, networks, watching
 from .measuring import Options, Row
 
 BENCHMARKS = {'layers': layers.BENCHMARK, 'networks': networks.BENCHMARK, 'watching': watching.BENCHMARK,
-              'deployment': deployment.BENCHMARK}
+              'accumulation': accumulation.BENCHMARK, 'deployment': deployment.BENCHMARK}
 
 
 def _processor() -> str:

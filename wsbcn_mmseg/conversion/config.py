@@ -23,12 +23,13 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
 
     Every ``norm_cfg`` of BatchNorm, SyncBatchNorm or GroupNorm becomes ``norm``, and the parts that have one and that
     take a ``conv_cfg`` get ``dict(type='ConvWS')``. What dicts do not reach (parts without ``conv_cfg``, norms that a
-    class builds by itself, convolutions that no norm follows) is put right after building, by ``convert_model``:
+    class builds by itself, convolutions that no norm follows) is converted after building, by ``convert_model``:
     ``model.type`` becomes ``ConvertedModel``, and ``model.conversion`` says what it builds. Parts of which a pattern
     selects some layers only are left to it too, and with ``preserve`` everything is.
 
     ``custom_imports`` and, for BCN, the hooks are added: ``BCNUpdateRateHook``, with a ``min_rate`` of 0.01 under
-    optimizers of Adam's kind, whose learning rates are small, and ``SyncNormStatisticsHook``.
+    optimizers of Adam's kind, whose learning rates are small, and ``SyncNormStatisticsHook``. With ``ws`` and gradient
+    accumulation, ``HeldKernelsHook`` is added.
 
     Args:
         cfg: A config, or the dict under its ``model``.
@@ -71,7 +72,7 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
     if cfg is not model:
         if not include and not exclude and not preserve and 'norm_cfg' in cfg:
             cfg['norm_cfg'] = rewrite.norm(cfg['norm_cfg'])  # what the model's were made of
-        changes += _add_imports_and_hooks(cfg, norm_cfg)
+        changes += _add_imports_and_hooks(cfg, norm_cfg, ws)
     conversion = dict(type=model['type'], norm=norm_cfg or None, ws=ws, include=include, exclude=exclude)
     if preserve:
         conversion.update(preserve=True, checkpoint=cfg.get('load_from'))  # which fits the unconverted network
@@ -162,7 +163,7 @@ def _is_norm(value) -> bool:
     return isinstance(value, dict) and _name(value.get('type')) in NORMS
 
 
-def _add_imports_and_hooks(cfg: dict, norm_cfg: dict) -> list[str]:
+def _add_imports_and_hooks(cfg: dict, norm_cfg: dict, ws: bool) -> list[str]:
     changes = []
     imports = cfg.get('custom_imports') or {}
     modules = imports.get('imports', [])
@@ -170,21 +171,25 @@ def _add_imports_and_hooks(cfg: dict, norm_cfg: dict) -> list[str]:
     if 'wsbcn_mmseg' not in modules:
         cfg['custom_imports'] = imports | dict(imports=[*modules, 'wsbcn_mmseg'])
         changes.append('custom_imports: + wsbcn_mmseg')
-    if norm_cfg.get('type') != 'BCN':
-        return changes
-    wanted = [dict(type='SyncNormStatisticsHook')]
-    if norm_cfg.get('mode', 'micro_batch') == 'micro_batch':
-        optimizer = _name(((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')) or ''
-        adaptive = re.match('adam|lion|lamb', optimizer, re.I)
-        wanted.insert(0, dict(type='BCNUpdateRateHook', min_rate=0.01) if adaptive else dict(type='BCNUpdateRateHook'))
     hooks = list(cfg.get('custom_hooks') or [])
-    for hook in wanted:
+    for hook in _wanted_hooks(cfg.get('optim_wrapper') or {}, norm_cfg, ws):
         if hook['type'] not in map(_hook_name, hooks):
             hooks.append(hook)
             settings = ''.join(f', {name}={value}' for name, value in hook.items() if name != 'type')
             changes.append(f'custom_hooks: + {hook["type"]}{settings}')
-    cfg['custom_hooks'] = hooks
+            cfg['custom_hooks'] = hooks
     return changes
+
+
+def _wanted_hooks(optim_wrapper: dict, norm_cfg: dict, ws: bool) -> Iterator[dict]:
+    bcn = norm_cfg.get('type') == 'BCN'
+    if bcn and norm_cfg.get('mode', 'micro_batch') == 'micro_batch':
+        adaptive = re.match('adam|lion|lamb', _name((optim_wrapper.get('optimizer') or {}).get('type')) or '', re.I)
+        yield dict(type='BCNUpdateRateHook', min_rate=0.01) if adaptive else dict(type='BCNUpdateRateHook')
+    if bcn:
+        yield dict(type='SyncNormStatisticsHook')
+    if ws and optim_wrapper.get('accumulative_counts', 1) > 1:
+        yield dict(type='HeldKernelsHook')
 
 
 def _hook_name(hook) -> str:
@@ -197,8 +202,8 @@ def _warn_of_weights(cfg: dict, model: dict) -> None:
     files = dict.fromkeys([*_weights(model), *filter(None, [cfg.get('load_from')])])
     for file in files:
         if not re.search(r'(?<![a-z])ws(?![a-z])', str(file).lower()):
-            warnings.warn(f'{file} was not trained with Weight Standardization, as far as its name tells: its kernels '
-                          'lose their worth under it; start from weights trained with WS, or keep their function by '
+            warnings.warn(f'{file} was, according to its name, trained without Weight Standardization; such weights do '
+                          'not transfer; start from weights trained with WS, or keep their function by '
                           'preserve=True (--preserve)', stacklevel=3)
 
 

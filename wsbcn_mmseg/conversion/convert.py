@@ -1,5 +1,4 @@
 """Any PyTorch network with other norms and with Weight Standardization, in place."""
-import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +14,7 @@ from wsbcn_mmseg.ops.arguments import check_flag, check_integer
 
 from .copying import copy_network
 from .dataflow import Dataflow
-from .norm_families import build_norm, channels_of, find_norm
+from .norm_families import build_norm, channels_of, find_norm, has_groups, regroupable_class
 from .proof import check_result, relative_change
 from .replacement import Snapshot, release, replace_norm, standardize
 from .report import ConversionError, ConversionReport, count, quoted
@@ -250,7 +249,7 @@ class Conversion:
                     self.report.unseen[name] = 'the number of values in its groups is not known'
                 self._replace(old, new, name)
                 return True
-            least = f'the {MIN_VALUES} that a group needs' if isinstance(built, nn.GroupNorm) else 'can be normalized'
+            least = f'the {MIN_VALUES} that a group needs' if has_groups(built) else 'can be normalized'
             reason = (f'its {channels_of(old)} channels at {count(flow.positions[old], "position")} are fewer values '
                       f'than {least}')
         self.report.kept[name] = reason
@@ -291,9 +290,9 @@ class Conversion:
         positions, name = flow.positions.get(old, MIN_VALUES), self.selection.name(old)
         if isinstance(new, _InstanceNorm):
             return new if positions > 1 else None
-        if not isinstance(new, nn.GroupNorm):
+        if not has_groups(new):
             return new
-        channels = new.num_channels
+        channels = channels_of(new)
         values, asked_for = channels // new.num_groups * positions, self.cfg.get('num_groups')
         if values >= (2 if asked_for else MIN_VALUES):
             if values < MIN_VALUES:
@@ -302,13 +301,12 @@ class Conversion:
             return new
         groups = next((groups for groups in range(new.num_groups, 0, -1) if channels % groups == 0
                        and channels // groups * positions >= MIN_VALUES), None)
-        if groups is None:
+        if groups is None or regroupable_class(new) is None:
             return None
         self.report.regrouped[name] = (f'{count(values, "value")} in each of {new.num_groups} groups, '
                                        f'{channels // groups * positions} in each of {groups}')
         settings = {key: value for key, value in self.cfg.items() if key != 'min_channels_per_group'}
-        kind = type(new) if 'num_groups' in inspect.signature(type(new)).parameters else nn.GroupNorm
-        return build_norm(kind, settings | dict(num_groups=groups), old)
+        return build_norm(regroupable_class(new), settings | dict(num_groups=groups), old)
 
     def _usual_dim(self, norm: nn.Module) -> int:
         """Dimensions of a norm's input where it was not seen to run."""

@@ -11,12 +11,15 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from wsbcn_mmseg import layers
 from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.layers.fused_relu import ReLUUnlessFused
 from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
 
 from .copying import copy_network
 from .dataflow import Dataflow
 from .fuse_relu import unfuse_relu
+from .norm_families import behaves_as_family
 from .selection import is_lazy
 from .trial_run import TrialRun
 
@@ -34,20 +37,22 @@ def _plain_convs() -> Iterator[type]:
 
 @torch.no_grad()
 def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.Module:
-    """A copy of ``model`` for inference that consists of stock layers only and computes the same.
+    """A copy of ``model`` for inference that has stock layers in the place of this package's and computes the same.
 
     - A ``ConvWS`` becomes the plain convolution of its standardized kernel.
     - A ``BCN`` becomes a ``nn.GroupNorm``; its batch part, an affine map per channel, goes into kernel and bias of the
       convolution that feeds it. Where the norm is not fed by one convolution alone, or that convolution's output is
       used elsewhere too, the batch part stays as a BatchNorm: ``nn.Sequential(BatchNorm, GroupNorm)``.
+    - A ``GNByWidth`` becomes a ``nn.GroupNorm``.
     - A BatchNorm after a ``ConvWS`` goes into the convolution the same way and becomes a ``nn.Identity``; one that
       cannot stays as it is.
 
-    Everything else, hooks and shared modules included, is as in ``model``. The ``state_dict`` fits the same
-    architecture built from plain layers (``bias=True`` where a batch part was folded into a convolution).
+    Everything else, hooks, shared modules and layers of other packages included, is as in ``model``. The
+    ``state_dict`` fits the same architecture built from plain layers (``bias=True`` where a batch part was folded into
+    a convolution).
 
-    Which convolution feeds which norm is seen by running the copy once, on one input: a network that goes other ways
-    for other inputs is not seen through. The batch part of norms that do not run, or have hooks, stays a BatchNorm.
+    The copy is run once, on one input, to find the convolution that feeds each norm; control flow that depends on the
+    input is not supported. The batch part of norms that do not run, or have hooks, stays a BatchNorm.
 
     Args:
         model: Any module; it stays as it is.
@@ -59,8 +64,9 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         The folded copy, in evaluation mode.
 
     Raises:
-        ValueError: If the network has norms for which there is no stock layer, such as SwitchableNorm, or the folded
-            network does not compute the same on the example, as where other code reads a raw kernel.
+        ValueError: If the network has norms of this package, or derived from them, for which there is no stock layer,
+            such as SwitchableNorm; or if the folded network does not compute the same on the example, as where other
+            code reads a raw kernel.
         Exception: Whatever ``model`` raises for the given ``example_inputs``.
 
     Examples:
@@ -71,21 +77,13 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
           (1): GroupNorm(4, 8, eps=1e-05, affine=True, bias=True)
         )
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f'expected an nn.Module, got {type(model).__name__}')
-    for name, module in model.named_modules():
-        if is_lazy(module):
-            raise ValueError(f'{name or "the model"} does not know its shapes before it has run; run the network once, '
-                             'then fold it')
-        if isinstance(module, BCN) and getattr(module.bn, 'running_mean', None) is None:
-            raise ValueError(f'{name or "the model"} has no running estimates: its statistics depend on the batch and '
-                             'cannot be folded')
-        if not getattr(module, 'foldable', True):
-            raise ValueError(f'there is no stock layer that computes what {type(module).__name__} does; the network '
-                             'cannot be folded')
+    _check_layers(model)
     folded = copy_network(model)
     unfuse_relu(folded)
     folded.eval()  # which returns None for some OpenMMLab networks
+    for module in folded.modules():
+        if _is_ours(module) and not isinstance(module, (BCN, ReparametrizedConv)):
+            module.__class__ = _stock_class(module)
     modules = list(folded.modules())
     standardized, plain = {m for m in modules if isinstance(m, ReparametrizedConv)}, set(_plain_convs())
     for conv in standardized:
@@ -101,6 +99,21 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
         trial.again([], [])
         _check_outputs(expected, trial.outputs)
     return folded
+
+
+def _check_layers(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'expected an nn.Module, got {type(model).__name__}')
+    for name, module in model.named_modules():
+        if is_lazy(module):
+            raise ValueError(f'{name or "the model"} does not know its shapes before it has run; run the network once, '
+                             'then fold it')
+        if isinstance(module, BCN) and getattr(module.bn, 'running_mean', None) is None:
+            raise ValueError(f'{name or "the model"} has no running estimates: its statistics depend on the batch and '
+                             'cannot be folded')
+        if _is_ours(module) and not _is_known(module):
+            raise ValueError(f'the network cannot be folded: there is no stock layer that computes what '
+                             f'{type(module).__name__} does ({name or "the model"})')
 
 
 def _fold_layers(standardized: set, norms: list, sources: dict, dims: dict) -> None:
@@ -127,6 +140,27 @@ def _check_outputs(expected: list[Tensor], actual: list[Tensor]) -> None:
             raise ValueError('the folded network does not compute what the original does: the output on the example '
                              f'differs by {float((before - after).abs().max()) / largest:.1e} of its largest value; is '
                              'a raw kernel or a norm read by other code than its layer?')
+
+
+# Which layers there are stock layers for
+
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a layer is one of this package's, or derived from one."""
+    return any(base.__module__.startswith(f'{layers.__name__}.') for base in type(module).__mro__)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether :func:`fold` knows a stock layer that computes what a layer of this package does."""
+    if isinstance(module, BCN):
+        return behaves_as_family(module)
+    return isinstance(module, (ReparametrizedConv, ReLUUnlessFused)) or _stock_class(module) is not None
+
+
+def _stock_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of PyTorch's from which a layer inherits all that it computes and holds, if there is one."""
+    stock = next(base for base in type(module).__mro__ if base.__module__.startswith('torch.nn.'))
+    same = type(module).forward is stock.forward and type(module).__call__ is stock.__call__
+    return stock if same and 'forward' not in vars(module) and stock is not nn.Module else None
 
 
 # Which convolution feeds which norm

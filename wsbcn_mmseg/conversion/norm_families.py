@@ -63,6 +63,19 @@ def channels_of(norm: nn.Module) -> int:
     return len(norm.running_mean)
 
 
+def has_groups(norm: nn.Module) -> bool:
+    """Whether a norm takes statistics over groups of channels: GroupNorm, BCN, EvoNorm-S0 and any other whose
+    ``num_groups`` is a number."""
+    return isinstance(getattr(norm, 'num_groups', None), int)
+
+
+def regroupable_class(norm: nn.Module) -> type[nn.Module] | None:
+    """The class that builds a norm like this one with another number of groups; None if there is none."""
+    if 'num_groups' in inspect.signature(type(norm)).parameters:
+        return type(norm)
+    return nn.GroupNorm if isinstance(norm, nn.GroupNorm) else None
+
+
 def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int = 4) -> nn.Module:
     """A norm of ``old``'s channels, eps, momentum and groups, where ``cfg`` says nothing else.
 
@@ -87,7 +100,7 @@ def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int 
         settings['affine'] = True  # as in the paper; PyTorch's default is False
     if getattr(old, 'momentum', None) is not None and (issubclass(norm_class, _BatchNorm) or norm_class is BCN):
         settings['momentum'] = old.momentum
-    if issubclass(norm_class, nn.GroupNorm):
+    if 'num_groups' in inspect.signature(norm_class).parameters:
         if isinstance(old, nn.GroupNorm) and old.num_groups <= channels // 2:
             settings['num_groups'] = old.num_groups
         elif _needs(norm_class, 'num_groups'):

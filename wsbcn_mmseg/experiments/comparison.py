@@ -1,4 +1,5 @@
 """Several small trainings side by side: every method, several seeds, one table and one plot."""
+import argparse
 import itertools
 import json
 import os
@@ -13,9 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from mmengine.config import DictAction
 from rich.progress import Progress
 
 from wsbcn_mmseg.plotting import COLORS
+from wsbcn_mmseg.runtime.building import quietly
+from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.launch import load_config
 from wsbcn_mmseg.runtime.records import read_jsonl, read_scalars, write_csv
 
 from .method import file_name
@@ -33,7 +38,7 @@ class Training:
 
     Attributes:
         method: Normalization, as the table names it.
-        batch: Images per update.
+        batch: Images per update, as the config has them; checked before a training starts.
         seed: Random seed.
         config: Config file.
         options: ``--cfg-options`` of ``tools/train.py``.
@@ -53,6 +58,36 @@ class Training:
     def settings(self) -> dict:
         """What must agree for an earlier result to count as this training's."""
         return {**asdict(self), 'config': self.config.name, 'options': list(self.options)}
+
+    def check_batch(self) -> None:
+        """Raise an error if an update of the config has another number of images than ``batch``."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+        given = parser.parse_args(['--cfg-options', *self.options] if self.options else []).cfg_options
+        try:
+            with _environment(self.environment), quietly():
+                cfg = load_config(str(self.config), given, None, 'none')
+        except UsageError:  # which then is the reason why the training fails
+            return
+        passes = cfg.optim_wrapper.get('accumulative_counts', 1)
+        images = cfg.train_dataloader.batch_size * passes * cfg.get('num_processes', 1)
+        if images != self.batch:
+            raise ValueError(f'{self.name} is listed with {self.batch} images per update, but {self.config.name} has '
+                             f'{images} (train_dataloader.batch_size={cfg.train_dataloader.batch_size}, '
+                             f'accumulative_counts={passes}); set them by an option, or by a variable that the config '
+                             'reads')
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @dataclass(frozen=True)
@@ -113,6 +148,9 @@ def train_all(comparison: Comparison) -> list[dict]:
     Returns:
         One row per training: method, batch, seed, score, and all final ``scores``; where training failed, score is None
         and ``reason`` the last line of its log.
+
+    Raises:
+        ValueError: Before anything runs, if the config of a training does not have ``batch`` images per update.
     """
     comparison.out.mkdir(parents=True, exist_ok=True)
     results = comparison.out / 'results.jsonl'
@@ -121,6 +159,8 @@ def train_all(comparison: Comparison) -> list[dict]:
     for training in comparison.trainings:
         row = next((row for row in done if row['settings'] == json.loads(json.dumps(training.settings()))), None)
         rows.append(row) if row else missing.append(training)
+    for training in missing:
+        training.check_batch()
     pool = ThreadPoolExecutor(comparison.jobs)
     with Progress() as progress, results.open('a') as file, _cancelling(pool):
         task = progress.add_task('Training', total=len(rows) + len(missing), completed=len(rows))

@@ -13,12 +13,15 @@ class Method:
         conv_cfg: Config of the convolutions that the norm follows; None for ordinary ones.
         single: Settings of the norm that differ where an update has one image.
         activates: Whether the norm contains the activation (:mod:`wsbcn_mmseg.layers.norm_act`).
+        several_values: Whether the norm needs several values of each channel. With one image per update it is then left
+            out of the segmentation head's pooling branch, whose maps have one position.
     """
     name: str
     norm_cfg: dict = field(hash=False)
     conv_cfg: dict | None = field(default=None, hash=False)
     single: dict = field(default_factory=dict, hash=False)
     activates: bool = False
+    several_values: bool = False
 
     @property
     def file_name(self) -> str:
@@ -43,6 +46,16 @@ class Method:
                 settings[f'model.{part}.act_cfg'] = None
         return settings
 
+    def segmentor_settings(self, batch: int) -> dict:
+        """:meth:`settings` of the backbone and the head of a small DeepLabV3, over ``_base_/mini_voc.py`` or
+        ``_base_/camvid_deeplabv3_r18.py``."""
+        settings = self.settings(batch, ('backbone', 'decode_head'), 'ResNet')
+        if self.several_values and batch == 1:
+            settings['model.decode_head.pool_norm'] = False
+        if self.norm_cfg['type'] == 'BCN':
+            settings['custom_hooks.0.type'] = 'BCNUpdateRateHook'
+        return settings
+
 
 def file_name(text: str) -> str:
     """Lower-case letters and digits, with an underscore for all else."""
@@ -54,19 +67,19 @@ def options(settings: dict) -> tuple[str, ...]:
     return tuple(f'{key}={value}' for key, value in settings.items())
 
 
-def methods(min_channels_per_group: int) -> dict[str, Method]:
-    """All methods, by name.
+def methods(min_channels_per_group: int = 2) -> dict[str, Method]:
+    """The table of all methods, by name; a new norm is a row here.
 
     BCN is in large-batch mode where an update has several images, and follows Algorithm 1 where it has one.
 
     Args:
-        min_channels_per_group: Of every norm with groups.
+        min_channels_per_group: Of every norm with groups. Defaults to 2, as for BCN.
     """
     width = dict(min_channels_per_group=min_channels_per_group)
     ws, gn = dict(type='ConvWS'), dict(type='GNByWidth', **width)
     bcn, micro = dict(type='BCN', mode='large_batch', **width), dict(mode='micro_batch')
     rows = [
-        Method('BN', dict(type='BN')),
+        Method('BN', dict(type='BN'), several_values=True),
         Method('GN', gn),
         Method('GN+WS', gn, ws),
         Method('LN', dict(type='GN', num_groups=1)),

@@ -1,9 +1,10 @@
 """Hooks for training."""
 from .fine_tuning_hooks import CalibrateHook, NormEvalHook
 from .fuse_relu_hook import FuseReLUHook
+from .held_kernels_hook import HeldKernelsHook
 from .norm_statistics_hook import NormStatisticsHook
 from .sync_statistics_hook import SyncNormStatisticsHook
 from .update_rate_hook import BCNUpdateRateHook
 
-__all__ = ['BCNUpdateRateHook', 'CalibrateHook', 'FuseReLUHook', 'NormEvalHook', 'NormStatisticsHook',
-           'SyncNormStatisticsHook']
+__all__ = ['BCNUpdateRateHook', 'CalibrateHook', 'FuseReLUHook', 'HeldKernelsHook', 'NormEvalHook',
+           'NormStatisticsHook', 'SyncNormStatisticsHook']

@@ -98,7 +98,7 @@ class ConvWSStdEps(WeightStandardized, nn.Conv2d):
 class GNByWidth(nn.GroupNorm):
     """GroupNorm whose number of groups follows the width: min(32, C / 4) on CIFAR (Section 8.2).
 
-    ``dict(type='GN')`` of OpenMMLab wants one number for all layers.
+    ``dict(type='GN')`` of OpenMMLab needs one number for all layers.
 
     Args:
         num_features: Number of channels C.

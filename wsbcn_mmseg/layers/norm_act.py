@@ -20,7 +20,6 @@ class NormAct(nn.Module):
         eps: Added to the second moment, inside the root.
         apply_act: Whether to activate. Defaults to True.
     """
-    foldable = False  # there is no stock layer for them
 
     def __init__(self, num_features: int, eps: float, apply_act: bool = True):
         super().__init__()

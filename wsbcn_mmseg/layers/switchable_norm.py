@@ -29,7 +29,6 @@ class SwitchableNorm(nn.Module):
     Input and output of shape (N, C, \*).
     """
     _abbr_ = 'sn'
-    foldable = False  # there is no stock layer for it
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, batch_statistics: bool = True):
         super().__init__()

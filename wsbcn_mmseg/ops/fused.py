@@ -91,7 +91,7 @@ class _BatchChannelNorm(torch.autograd.Function):
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
         x, plane_mean, plane_rstd, plane_std, deviation, inverse_sigma, scale, offset, spread, gain = ctx.saved_tensors
         input_dtype = x.dtype
-        dy = torch.zeros_like(x) if dy is None else dy  # nobody has used the output, but other ranks may wait for it
+        dy = torch.zeros_like(x) if dy is None else dy  # the output was not used, but other ranks may wait
         x, dy = (t.contiguous(memory_format=ctx.format) for t in as_dtype(ctx.dtype, x, dy))
         planes, by_groups = plane_mean.shape, offset.shape
         per_pixel, per_channel = planes.numel() / x.numel(), 1 / by_groups[2]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .execution import needs_plain_operations
-from .weight_standardization import standardize_rows, standardize_weight
+from .weight_standardization import standardize_rows, standardize_rows_backward, standardize_weight
 
 aten = torch.ops.aten
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -35,6 +35,8 @@ class _StandardizedConvolution(torch.autograd.Function):
         stride, padding, dilation, groups, eps, dtype = ctx.settings
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # a second derivative is wanted
+            # Of aliases: x itself may depend on weight, as where a layer runs twice, which is not this step's part
+            x, weight, bias = (None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias))
             inputs = [tensor for tensor, need in zip((x, weight, bias), needed, strict=True) if need]
             gradients = iter(torch.autograd.grad(_composed(x, weight, bias, *ctx.settings), inputs, dy,
                                                  create_graph=True))
@@ -46,9 +48,7 @@ class _StandardizedConvolution(torch.autograd.Function):
             dy, x, standardized.view_as(weight).to(dtype), None if bias is None else bias.shape, stride, padding,
             dilation, False, [0] * len(stride), groups, needed)
         if needed[1]:
-            mean, rstd = mean.view(-1, 1), rstd.view(-1, 1)
-            dw = aten.native_layer_norm_backward(dw.to(flat.dtype).flatten(1), flat, flat.shape[1:], mean, rstd, None,
-                                                 None, [True, False, False])[0].view_as(weight)
+            dw = standardize_rows_backward(dw.to(flat.dtype).flatten(1), flat, mean, rstd).view_as(weight)
         return dx, dw, d_bias, *[None] * 6
 
 

@@ -1,8 +1,4 @@
-"""Triton device code of what lies between reduction and map: one program per group, tensors of size (B, C).
-
-The two kernels share loads and the loop over images and stay whole: parts of them would be launches of their own, or
-functions of a dozen arguments.
-"""
+"""Triton device code of what lies between reduction and map: one program per group, tensors of size (B, C)."""
 import triton
 import triton.language as tl
 
@@ -54,6 +50,7 @@ def _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_ch
     return offset, 1 / tl.sqrt(tl.sum(squares, 1, keep_dims=True) / group_channels + eps)
 
 
+# Long: its parts share a dozen values, and a part by itself would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
 def statistics_kernel(partials, planes, statistics, running_mean, running_var, skipped_updates, batch_weight,
                        batch_bias, channel_weight, channel_bias, rate, bessel, eps, images, channels, pixels, splits,
@@ -127,6 +124,7 @@ def statistics_kernel(partials, planes, statistics, running_mean, running_var, s
         tl.store(out + 3 * stride, gamma * rstd * offset + beta, inside)
 
 
+# Long: its parts share a dozen values, and a part by itself would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
 def gradients_kernel(partials, planes, statistics, coefficients, d_batch_weight, d_batch_bias, d_channel_weight,
                       d_channel_bias, batch_weight, batch_bias, channel_weight, eps, images, channels, pixels, splits,

@@ -26,6 +26,18 @@ def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.native_layer_norm(rows, rows.shape[1:], None, None, eps)
 
 
+def standardize_rows_backward(gradient: Tensor, rows: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """The gradient with respect to ``rows``, from that with respect to :func:`standardize_rows` of them, shape (O, I);
+    not differentiable. On the CPU it takes half the time of the automatic one.
+
+    Args:
+        gradient, rows: Shape (O, I).
+        mean, rstd: From :func:`standardize_rows`.
+    """
+    return torch.ops.aten.native_layer_norm_backward(gradient, rows, rows.shape[1:], mean.view(-1, 1), rstd.view(-1, 1),
+                                                     None, None, [True, False, False])[0]
+
+
 def check_fan_in(method: str, weight: Tensor) -> None:
     """A kernel of one value per output channel cannot be centered or scaled over its fan-in.
 
