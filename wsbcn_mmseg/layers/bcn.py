@@ -150,7 +150,8 @@ class BCN(nn.GroupNorm):
             self._update_as_batch_norm(x)
             updates = False  # below, as they are now
         mean, var, batch_statistics = self._statistics(bn, x)
-        fused = self.fused_relu and not self._forward_hooks  # hooks must see this layer's own output
+        # Hooks must see this layer's own output; compilers fuse ReLU themselves
+        fused = self.fused_relu and not self._forward_hooks and not torch.compiler.is_compiling()
         y = batch_channel_norm(
             x, *_affine(bn, self.num_channels, x), mean, var, *_affine(self, self.num_groups, x), self.num_groups,
             training=updates or batch_statistics, mode=self.mode,

@@ -2,7 +2,6 @@
 
 A mark that gets lost costs a pass and changes nothing, since ReLU of a rectified tensor is that tensor.
 """
-import torch
 from torch import Tensor, nn
 
 from .tracing import is_symbolic, leaf_call
@@ -12,8 +11,7 @@ _MARK = '_wsbcn_is_rectified'
 
 def mark_rectified(y: Tensor) -> None:
     """Note that ReLU has been applied to ``y``."""
-    if not torch.compiler.is_compiling():  # compilers fuse ReLU themselves
-        setattr(y, _MARK, True)
+    setattr(y, _MARK, True)
 
 
 class ReLUUnlessFused(nn.ReLU):

@@ -101,8 +101,7 @@ def batch_channel_norm(x: Tensor,
                  training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
     if run is cpp.batch_channel_norm_cpp:
         return run(*arguments, relu)
-    y = run(*arguments)
-    return y if not relu else y.relu() if torch.compiler.is_compiling() else y.relu_()
+    return run(*arguments).relu_() if relu else run(*arguments)
 
 
 def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
