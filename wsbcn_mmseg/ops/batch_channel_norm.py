@@ -1,6 +1,7 @@
 """Batch-Channel Normalization (Qiao et al., Section 7): what it computes, and which implementation computes it."""
 import functools
 import os
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -9,13 +10,15 @@ from torch import Tensor
 from .arguments import check_choice, check_eps, check_flag, check_input, check_integer, check_number
 from .estimates import recomputing
 from .execution import needs_plain_operations
-from .fused import batch_channel_norm_fused
+from .fused import batch_channel_norm_fused, repeated_fused
+from .overriding import overridable
 from .reference import batch_channel_norm_reference
 
 MODES = ('micro_batch', 'large_batch')
 IMPLEMENTATIONS = ('reference', 'fused', 'triton')
 
 
+@overridable
 def batch_channel_norm(x: Tensor,
                        batch_weight: Tensor,
                        batch_bias: Tensor,
@@ -150,6 +153,22 @@ def _implementation(impl: str, x: Tensor, num_groups: int):
         from .triton_kernels import batch_channel_norm_triton  # imported only when used: it needs Triton
         return batch_channel_norm_triton
     raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
+
+
+def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
+    """A function that gives the output of a call again, from the tensors that it saved for backward: one map, whatever
+    has become of the estimates. None if the implementation has no such function.
+
+    Args:
+        arguments: Of the call, by name.
+    """
+    name = implementation_name(arguments.get('impl', 'auto'), arguments['x'], arguments['num_groups'])
+    if name == 'fused':
+        return functools.partial(repeated_fused, arguments['channel_weight'], arguments['channel_bias'])
+    if name == 'triton':
+        from .triton_kernels import repeated_triton
+        return repeated_triton
+    return None
 
 
 def _fastest(x: Tensor, num_groups: int) -> str:

@@ -127,6 +127,15 @@ class _BatchChannelNorm(torch.autograd.Function):
                 *[None] * 8)
 
 
+def repeated_fused(channel_weight: Tensor, channel_bias: Tensor, saved: list[Tensor]) -> Tensor:
+    """The output of a forward pass again, from what it saved."""
+    x, plane_mean, plane_rstd, *_, offset, spread, _ = saved
+    dense, gamma_c, beta_c = as_dtype(plane_mean.dtype, x, channel_weight[:, None], channel_bias[:, None])
+    dense = dense.contiguous(memory_format=dense_format(x) or torch.contiguous_format)
+    scale, shift = (gamma_c * spread).view_as(plane_mean), (gamma_c * offset + beta_c).view_as(plane_mean)
+    return plane_affine(dense, plane_mean, scale * plane_rstd, shift).to(x.dtype)
+
+
 def batch_channel_norm_fused(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                              running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
                              update: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,

@@ -1,0 +1,220 @@
+"""What a segment of a network records in its forward pass, so that its recomputation is cheap and exact.
+
+Outputs of convolutions and linear layers are recorded whole. Of a BCN, what it saves for backward is: with the
+statistics known, its output is one affine map per image and channel, and its estimates do not matter anymore.
+
+An operator that is replayed makes no node of the autograd graph, and saves nothing. The tape knows which of its
+arguments it had saved, and gives these.
+"""
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from wsbcn_mmseg.ops import batch_channel_norm, standardized_convolution
+from wsbcn_mmseg.ops.batch_channel_norm import repetition
+
+_PRODUCTS = {torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear, standardized_convolution}
+_bind = functools.partial(inspect.signature(batch_channel_norm).bind)
+
+
+class Saved:
+    """A tensor that autograd saved for backward.
+
+    Attributes:
+        tensor: The tensor, as long as it is kept.
+        needed: Whether the recomputation needs it and cannot make it.
+    """
+    __slots__ = ('index', 'needed', 'owner', 'tensor', 'version')
+
+    def __init__(self, index: int, tensor: Tensor):
+        self.index, self.tensor, self.needed = index, tensor, False
+        self.owner = self.version = None
+
+    def keep(self, owner: Tensor) -> None:
+        """Hold it; ``owner`` shares its memory and knows of changes in place."""
+        self.tensor, self.owner, self.version = self.tensor.detach(), owner.detach(), owner._version
+
+    def get(self) -> Tensor:
+        if self.owner._version != self.version:
+            raise RuntimeError('a tensor that the backward pass needs was changed in place after the forward pass '
+                               f'(shape {tuple(self.tensor.shape)}); change a copy of it')
+        return self.tensor
+
+
+@dataclass
+class _Source:
+    """A saved tensor as a function of the operator's arguments: one of them, perhaps in another type and layout; or
+    the tensor itself, where it is none of them."""
+    argument: int | None
+    tensor: Tensor | None
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+
+    def of(self, arguments: list[Tensor]) -> Tensor:
+        if self.tensor is not None:
+            return self.tensor
+        argument = arguments[self.argument].detach()
+        if argument.dtype == self.dtype and argument.stride() == self.stride:
+            return argument
+        return torch.empty_strided(argument.shape, self.stride, dtype=self.dtype, device=argument.device).copy_(argument)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
+def _source(saved: Saved, arguments: list[Tensor], converted: bool) -> _Source:
+    """Where a saved tensor comes from; ``converted``: whether the operator saves its arguments in another type too."""
+    tensor = saved.tensor
+    argument = next((index for index, argument in enumerate(arguments) if _same_memory(argument, tensor)), None)
+    if argument is None and converted:
+        fitting = [index for index, argument in enumerate(arguments) if argument.shape == tensor.shape]
+        argument = fitting[0] if len(fitting) == 1 else None
+    saved.needed = argument is None
+    return _Source(argument, tensor.detach() if argument is None else None, tensor.dtype, tensor.stride())
+
+
+def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
+    return [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)]
+
+
+@dataclass
+class _Call:
+    """A recorded call.
+
+    Attributes:
+        sources: Of the tensors that it saved, in order.
+        requires_grad: Whether its output does.
+        value: The output, or None: then the operator runs again.
+        version: Of the value's memory.
+        again: The output from the tensors that were saved, for norms.
+        estimates: Running mean and variance that normalized, for norms without ``again``.
+    """
+    sources: list[_Source]
+    requires_grad: bool
+    value: Tensor | None = None
+    version: int = 0
+    again: Callable[[list[Tensor]], Tensor] | None = None
+    estimates: tuple[Tensor, Tensor] | None = None
+
+
+class _Value(torch.autograd.Function):
+    """A value that is not a leaf of the graph."""
+
+    @staticmethod
+    def forward(ctx, anchor: Tensor, value: Callable[[], Tensor]) -> Tensor:
+        return value()
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError('a recomputed segment has no backward pass of its own')
+
+
+class Tape:
+    """The calls of a segment, in order."""
+
+    def __init__(self, keeps: Callable[[Tensor], bool]):
+        self.keeps = keeps  # whether the product with such a kernel is recorded
+        self.calls: list[_Call] = []
+
+    def values(self) -> list[Tensor]:
+        """Outputs that are recorded; those that were changed in place since are forgotten."""
+        for call in self.calls:
+            if call.value is not None and call.value._version != call.version:
+                call.value = None
+        return [call.value for call in self.calls if call.value is not None]
+
+    def forget_values(self) -> None:
+        """After a recomputation what is still needed is held by others. Another one would run the operators again."""
+        for call in self.calls:
+            call.value = None
+
+
+class _Mode(TorchFunctionMode):
+
+    def __init__(self, tape: Tape):
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is batch_channel_norm:
+            return self.norm(args, kwargs)
+        if func in _PRODUCTS and self.tape.keeps(args[1] if len(args) > 1 else kwargs['weight']):
+            return self.product(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class Recording(_Mode):
+    """While it is active, calls are recorded.
+
+    Args:
+        tape: Where to.
+        saved: List that grows as tensors are saved.
+    """
+
+    def __init__(self, tape: Tape, saved: list[Saved]):
+        super().__init__(tape)
+        self.saved = saved
+
+    def _call(self, func, args, kwargs, converted: bool = False) -> tuple[Tensor, _Call]:
+        first = len(self.saved)
+        output = func(*args, **kwargs)
+        arguments = _tensors(args, kwargs)
+        call = _Call([_source(saved, arguments, converted) for saved in self.saved[first:]], output.requires_grad)
+        self.tape.calls.append(call)
+        return output, call
+
+    def product(self, func, args, kwargs) -> Tensor:
+        output, call = self._call(func, args, kwargs, converted=True)
+        call.value, call.version = output.detach(), output._version
+        return output
+
+    def norm(self, args, kwargs) -> Tensor:
+        output, call = self._call(batch_channel_norm, args, kwargs)
+        arguments = _bind(*args, **kwargs).arguments
+        call.again = repetition(arguments) if call.sources else None
+        if call.again is None:
+            call.estimates = arguments['running_mean'].clone(), arguments['running_var'].clone()
+        return output
+
+
+class Replaying(_Mode):
+    """While it is active, recorded calls are not made again.
+
+    Args:
+        tape: Where they are recorded.
+        save: What to call with each tensor that a call had saved, in order.
+    """
+
+    def __init__(self, tape: Tape, save: Callable[[Tensor], None]):
+        super().__init__(tape)
+        self.save, self.calls = save, iter(tape.calls)
+
+    def _replayed(self, call: _Call, args, kwargs, value: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        arguments = _tensors(args, kwargs)
+        saved = [source.of(arguments) for source in call.sources]
+        for tensor in saved:
+            self.save(tensor)
+        if not call.requires_grad:
+            return value(saved)
+        return _Value.apply(torch.empty(0, requires_grad=True), lambda: value(saved))
+
+    def product(self, func, args, kwargs) -> Tensor:
+        call = next(self.calls)
+        if call.value is None:
+            return func(*args, **kwargs)
+        return self._replayed(call, args, kwargs, lambda _: call.value.detach())
+
+    def norm(self, args, kwargs) -> Tensor:
+        call = next(self.calls)
+        if call.again is not None:
+            return self._replayed(call, args, kwargs, call.again)
+        bound = _bind(*args, **kwargs)
+        bound.arguments['running_mean'], bound.arguments['running_var'] = call.estimates
+        return batch_channel_norm(*bound.args, **bound.kwargs)
