@@ -14,10 +14,11 @@ from rich.table import Table
 import wsbcn_mmseg
 from wsbcn_mmseg.runtime.records import write_csv
 
-from . import deployment, layers, networks, watching
+from . import deployment, layers, memory, networks, watching
 from .measuring import Options, Row
 
-BENCHMARKS = {'layers': layers.BENCHMARK, 'networks': networks.BENCHMARK, 'watching': watching.BENCHMARK,
+BENCHMARKS = {'layers': layers.BENCHMARK, 'networks': networks.BENCHMARK, 'memory': memory.BENCHMARK,
+              'watching': watching.BENCHMARK,
               'deployment': deployment.BENCHMARK}
 
 

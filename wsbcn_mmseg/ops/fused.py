@@ -20,7 +20,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .estimates import merge_over_ranks, store_estimates, updated_estimates
-from .planes import as_dtype, dense_format, plane_affine2, plane_affine_of_normalized, plane_dots, plane_moments
+from .planes import (
+    as_dtype,
+    dense_format,
+    plane_affine,
+    plane_affine2,
+    plane_affine_of_normalized,
+    plane_dots,
+    plane_moments,
+)
 
 
 def _statistics(plane_mean, plane_std, count, running_mean, running_var, rate, update: bool, batch_statistics: bool,
