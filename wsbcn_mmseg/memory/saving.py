@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import reduce
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +16,18 @@ from wsbcn_mmseg.ops.execution import needs_plain_operations
 from .segment import Segment, inside_segment, tensors_in
 
 
-class Level(NamedTuple):
-    """A trade of time for memory."""
-    blocks: int  # per segment, which keeps its input and output
-    keeps: Callable[[Tensor], bool]  # whether the output of a convolution with such a kernel is kept
+BLOCKS = 3  # per segment, which keeps its input and output
+DEAR = 512  # multiplications for one value
 
 
-def _costs_much(weight: Tensor) -> bool:
-    """False for the convolutions whose output is large and cheap: expanding 1x1 and depth-wise ones."""
-    return weight.shape[1:].numel() >= weight.shape[0]
+def _is_dear(weight: Tensor) -> bool:
+    """Whether the output of a convolution with this kernel costs much for its size. That of expanding 1x1 convolutions
+    and depth-wise ones does not, unless they are wide."""
+    multiplications = weight.shape[1:].numel()
+    return multiplications >= weight.shape[0] or multiplications >= DEAR
 
 
-LEVELS = {'light': Level(3, lambda weight: True), 'strong': Level(2, _costs_much)}
+LEVELS = {'light': lambda weight: True, 'strong': _is_dear}  # whether the output with such a kernel is kept
 
 
 def save_memory(model: nn.Module, level: str | None = 'light',
@@ -37,8 +36,8 @@ def save_memory(model: nn.Module, level: str | None = 'light',
 
     What a block keeps for the backward pass shrinks to its input, its output, and the outputs of its convolutions;
     norms, activations and additions are computed again. Convolutions are not, except, at level ``'strong'``, those
-    whose output is large and cheap (expanding 1x1 and depth-wise ones). Blocks that follow each other in an
-    ``nn.Sequential`` share a segment, inside of which inputs and outputs are not kept either.
+    whose output is large and cheap: expanding 1x1 convolutions of less than 512 input channels, and depth-wise ones. Of
+    three blocks that follow each other in an ``nn.Sequential``, only the first input and the last output are kept.
 
     Gradients are those of the plain network to rounding. Running statistics and their counters, BCN's and BatchNorm's,
     move once. Dropout draws the same masks. Modules, parameters and ``state_dict`` stay as they are; copies and pickles
@@ -148,7 +147,7 @@ class _SavingSequence(_Saving):
         """The modules in order; neighboring blocks together, as many as the level has in a segment."""
         group = []
         for module in self.module:
-            if group and not (len(group) < LEVELS[self.level].blocks and _saves(group[-1]) and _saves(module)):
+            if group and not (len(group) < BLOCKS and _saves(group[-1]) and _saves(module)):
                 yield group
                 group = []
             group.append(module)
@@ -174,4 +173,4 @@ def _run(function: Callable, modules: list[nn.Module], level: str, *args, **kwar
     parameters = chain.from_iterable(module.parameters() for module in modules)
     if not given or not any(tensor.requires_grad for tensor in chain(given, parameters)):
         return function(*args, **kwargs)
-    return Segment(function, modules, LEVELS[level].keeps).run(args, kwargs)
+    return Segment(function, modules, LEVELS[level]).run(args, kwargs)
