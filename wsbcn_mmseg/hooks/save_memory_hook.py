@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from wsbcn_mmseg.memory import LEVELS, save_memory
 from wsbcn_mmseg.ops.arguments import check_choice
+from wsbcn_mmseg.runtime.errors import UsageError
 
 
 @HOOKS.register_module()
@@ -27,5 +28,8 @@ class SaveMemoryHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        names = save_memory(model, self.level, self.blocks)
+        try:
+            names = save_memory(model, self.level, self.blocks)
+        except ValueError as error:
+            raise UsageError(f'SaveMemoryHook: {error}') from error
         runner.logger.info(f'SaveMemoryHook: {len(names)} blocks save memory ({self.level}): {names[0]} ... {names[-1]}')
