@@ -155,7 +155,13 @@ def test_less_lives_after_the_forward_pass(norm, conv, level, most):
 
 def test_memory_is_given_back_without_the_garbage_collector(monkeypatch):
     made = []
-    monkeypatch.setattr(saving, 'Segment', lambda *args: (segment := Segment(*args), made.append(weakref.ref(segment)))[0])
+
+    def make(*args):
+        segment = Segment(*args)
+        made.append(weakref.ref(segment))
+        return segment
+
+    monkeypatch.setattr(saving, 'Segment', make)
     _, twin = pair(network())
     x = images()
     gc.collect()
@@ -452,13 +458,14 @@ def test_a_block_that_takes_another_path_is_noticed():
         twin(images(channels=32, dtype=torch.float32)).sum().backward()
 
 
-def test_compiled_networks():
+def test_compiled_networks(segments):
     plain, twin = pair(network(blocks=2))
     compiled = torch.compile(twin, backend='eager')
     x = images()
     expected, _ = train(plain, x)
     x = x.clone().requires_grad_()
     loss(compiled, x).backward()
+    assert len(segments) == 1
     for wanted, got in zip(expected, [x.grad, *[p.grad for p in twin.parameters()]], strict=True):
         assert (got - wanted).norm() <= 1e-12 * wanted.norm().clamp_min(1e-3)
 
@@ -534,3 +541,49 @@ def test_a_network_without_blocks_ends_the_command_with_a_sentence(small_data, t
                           "custom_hooks = [dict(type='SaveMemoryHook', blocks='backbone.stage9')]")
     code, _ = run('train.py', config, '--work-dir', tmp_path / 'run')
     assert "SaveMemoryHook: the network has no module 'backbone.stage9'" in code
+
+
+def test_other_blocks():
+    class Inverted(nn.Module):
+        """Expanding and depth-wise convolutions, squeeze and excitation, a linear layer, and a stochastic path."""
+
+        def __init__(self):
+            super().__init__()
+            self.expand, self.depth = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+            self.project = nn.utils.parametrizations.spectral_norm(nn.Conv2d(16, 4, 1))
+            self.squeeze, self.mix, self.norm = nn.Conv2d(16, 16, 1), nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, x):
+            y = F.hardswish(self.depth(F.silu(self.expand(x))), inplace=True)
+            y = y * torch.sigmoid(self.squeeze(F.adaptive_avg_pool2d(y, 1)))
+            y = self.mix(self.norm(self.project(y).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+            return x + y * torch.rand(len(x), 1, 1, 1, dtype=x.dtype).round()
+
+    for level in LEVELS:
+        assert_same(*pair(nn.Sequential(*[Inverted() for _ in range(4)]).double(), level), [images(channels=4)])
+
+
+def test_tensors_that_are_saved_and_then_changed_into_the_output():
+    class Block(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.first(x)
+            z = self.second(y)
+            return y.add_(z)
+
+    _, twin = pair(nn.Sequential(Block(), Block()))
+    plain = nn.Sequential(Block(), Block())
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        plain(images(channels=4, dtype=torch.float32)).sum().backward()
+    torch.manual_seed(0)
+    x = images(channels=4, dtype=torch.float32).requires_grad_()
+    y = x
+    for block in twin:
+        first = block.first(y)
+        y = first + block.second(first)
+    expected = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(twin(x).sum(), x), expected)

@@ -18,8 +18,7 @@ from . import deployment, layers, memory, networks, watching
 from .measuring import Options, Row
 
 BENCHMARKS = {'layers': layers.BENCHMARK, 'networks': networks.BENCHMARK, 'memory': memory.BENCHMARK,
-              'watching': watching.BENCHMARK,
-              'deployment': deployment.BENCHMARK}
+              'watching': watching.BENCHMARK, 'deployment': deployment.BENCHMARK}
 
 
 def _processor() -> str:

@@ -32,4 +32,5 @@ class SaveMemoryHook(Hook):
             names = save_memory(model, self.level, self.blocks)
         except ValueError as error:
             raise UsageError(f'SaveMemoryHook: {error}') from error
-        runner.logger.info(f'SaveMemoryHook: {len(names)} blocks save memory ({self.level}): {names[0]} ... {names[-1]}')
+        runner.logger.info(f'SaveMemoryHook: {len(names)} blocks save memory ({self.level}): '
+                           f'{names[0]} ... {names[-1]}')

@@ -15,7 +15,6 @@ from wsbcn_mmseg.ops.execution import needs_plain_operations
 
 from .segment import Segment, inside_segment, tensors_in
 
-
 BLOCKS = 3  # per segment, which keeps its input and output
 DEAR = 512  # multiplications for one value
 
@@ -164,10 +163,11 @@ def _saves(module: nn.Module) -> bool:
 
 def _run(function: Callable, modules: list[nn.Module], level: str, *args, **kwargs) -> object:
     """The function's output, in a segment where a backward pass may follow."""
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if needs_plain_operations() or not torch.is_grad_enabled() or not any(module.training for module in modules):
+        return function(*args, **kwargs)
+    if torch.compiler.is_compiling():
         return torch.compiler.disable(_run)(function, modules, level, *args, **kwargs)
-    if inside_segment() or needs_plain_operations() or not torch.is_grad_enabled() \
-            or not any(module.training for module in modules):
+    if inside_segment():
         return function(*args, **kwargs)
     given = tensors_in((args, kwargs))
     parameters = chain.from_iterable(module.parameters() for module in modules)

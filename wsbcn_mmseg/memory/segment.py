@@ -18,7 +18,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from wsbcn_mmseg.layers import BCN
 
-from .tape import Recording, Replaying, Saved, Tape
+from .tape import Recording, Replaying, Saved, Tape, ran_differently
 
 SMALL = 64  # saved tensors that are as many times smaller than the largest input are kept: statistics of norms
 
@@ -50,6 +50,10 @@ def tensors_in(tree: object) -> list[Tensor]:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 class _Surroundings:
@@ -123,17 +127,17 @@ class Segment:
                                'save_memory by the argument blocks')
         parameters = [tensor for module in self.modules for tensor in (*module.parameters(), *module.buffers())]
         self._drop(saved, [*inputs, *tensors_in(output), *parameters, *self.tape.values()],
-                   max((tensor.numel() for tensor in inputs), default=0))
+                   max(map(_bytes, inputs)) // SMALL)
         return output
 
-    def _drop(self, saved: list[Saved], alive: list[Tensor], largest: int) -> None:
-        """Let go of what can be recomputed."""
+    def _drop(self, saved: list[Saved], alive: list[Tensor], small: int) -> None:
+        """Let go of what can be recomputed, but not of so few bytes, nor of what is alive anyway."""
         owners = {_memory(tensor): tensor for tensor in alive}
         for one in saved:
             owner = owners.get(_memory(one.tensor))
-            if owner is not None:
+            if owner is not None and one.is_intact():
                 one.keep(owner)
-            elif one.needed or one.tensor.numel() * SMALL <= largest:
+            elif one.needed or _bytes(one.tensor) <= small:
                 one.keep(one.tensor)
             else:
                 self.dropped[one.index] = one.tensor.shape
@@ -155,7 +159,7 @@ class Segment:
             nonlocal count
             if count in self.dropped:
                 if tensor.shape != self.dropped[count]:
-                    raise _ran_differently()
+                    raise ran_differently()
                 self.recomputed[count] = tensor.detach()
                 if len(self.recomputed) == len(self.dropped):
                     raise _AllRecomputed
@@ -171,9 +175,5 @@ class Segment:
             except _AllRecomputed:
                 self.tape.forget_values()
                 return
-        raise _ran_differently()
+        raise ran_differently()
 
-
-def _ran_differently() -> RuntimeError:
-    return RuntimeError('a block took another path in its recomputation than in its forward pass; leave it out of '
-                        'save_memory by the argument blocks')

@@ -22,24 +22,40 @@ _PRODUCTS = {torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linea
 _bind = functools.partial(inspect.signature(batch_channel_norm).bind)
 
 
+def ran_differently() -> RuntimeError:
+    """The error of a recomputation that is none."""
+    return RuntimeError('a block took another path in its recomputation than in its forward pass; leave it out of '
+                        'save_memory by the argument blocks')
+
+
 class Saved:
     """A tensor that autograd saved for backward.
 
     Attributes:
+        index: Its place among those of a segment.
         tensor: The tensor, as long as it is kept.
         needed: Whether the recomputation needs it and cannot make it.
     """
     __slots__ = ('index', 'needed', 'owner', 'tensor', 'version')
 
     def __init__(self, index: int, tensor: Tensor):
-        self.index, self.tensor, self.needed = index, tensor, False
-        self.owner = self.version = None
+        self.index, self.tensor, self.owner, self.version = index, tensor, None, tensor._version
+        self.needed = False
+
+    def is_intact(self) -> bool:
+        """Whether nobody has changed it in place since it was saved."""
+        return self.tensor._version == self.version
 
     def keep(self, owner: Tensor) -> None:
         """Hold it; ``owner`` shares its memory and knows of changes in place."""
         self.tensor, self.owner, self.version = self.tensor.detach(), owner.detach(), owner._version
 
     def get(self) -> Tensor:
+        """The tensor, which must be kept.
+
+        Raises:
+            RuntimeError: If it was changed in place.
+        """
         if self.owner._version != self.version:
             raise RuntimeError('a tensor that the backward pass needs was changed in place after the forward pass '
                                f'(shape {tuple(self.tensor.shape)}); change a copy of it')
@@ -48,35 +64,41 @@ class Saved:
 
 @dataclass
 class _Source:
-    """A saved tensor as a function of the operator's arguments: one of them, perhaps in another type and layout; or
-    the tensor itself, where it is none of them."""
+    """A saved tensor as a function of the operator's arguments: one of them, perhaps in another type, layout or shape;
+    or the tensor itself, where it is none of them."""
     argument: int | None
     tensor: Tensor | None
     dtype: torch.dtype
+    shape: torch.Size
     stride: tuple[int, ...]
 
     def of(self, arguments: list[Tensor]) -> Tensor:
+        """The tensor that the operator would save."""
         if self.tensor is not None:
             return self.tensor
-        argument = arguments[self.argument].detach()
+        argument = arguments[self.argument].detach().reshape(self.shape)
         if argument.dtype == self.dtype and argument.stride() == self.stride:
             return argument
-        return torch.empty_strided(argument.shape, self.stride, dtype=self.dtype, device=argument.device).copy_(argument)
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=argument.device).copy_(argument)
 
 
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same memory and order of values; their shapes may differ."""
+    if a.data_ptr() != b.data_ptr() or a.dtype != b.dtype or a.numel() != b.numel():
+        return False
+    return a.shape == b.shape and a.stride() == b.stride() or a.is_contiguous() and b.is_contiguous()
 
 
 def _source(saved: Saved, arguments: list[Tensor], converted: bool) -> _Source:
     """Where a saved tensor comes from; ``converted``: whether the operator saves its arguments in another type too."""
     tensor = saved.tensor
-    argument = next((index for index, argument in enumerate(arguments) if _same_memory(argument, tensor)), None)
+    argument = next((index for index, argument in enumerate(arguments) if _same_values(argument, tensor)), None)
     if argument is None and converted:
         fitting = [index for index, argument in enumerate(arguments) if argument.shape == tensor.shape]
         argument = fitting[0] if len(fitting) == 1 else None
     saved.needed = argument is None
-    return _Source(argument, tensor.detach() if argument is None else None, tensor.dtype, tensor.stride())
+    return _Source(argument, tensor.detach() if argument is None else None, tensor.dtype, tensor.shape,
+                   tensor.stride())
 
 
 def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
@@ -88,6 +110,7 @@ class _Call:
     """A recorded call.
 
     Attributes:
+        operator: Which.
         sources: Of the tensors that it saved, in order.
         requires_grad: Whether its output does.
         value: The output, or None: then the operator runs again.
@@ -95,6 +118,7 @@ class _Call:
         again: The output from the tensors that were saved, for norms.
         estimates: Running mean and variance that normalized, for norms without ``again``.
     """
+    operator: Callable[..., Tensor]
     sources: list[_Source]
     requires_grad: bool
     value: Tensor | None = None
@@ -166,7 +190,8 @@ class Recording(_Mode):
         first = len(self.saved)
         output = func(*args, **kwargs)
         arguments = _tensors(args, kwargs)
-        call = _Call([_source(saved, arguments, converted) for saved in self.saved[first:]], output.requires_grad)
+        call = _Call(func, [_source(saved, arguments, converted) for saved in self.saved[first:]],
+                     output.requires_grad)
         self.tape.calls.append(call)
         return output, call
 
@@ -196,6 +221,12 @@ class Replaying(_Mode):
         super().__init__(tape)
         self.save, self.calls = save, iter(tape.calls)
 
+    def _next(self, operator: Callable[..., Tensor]) -> _Call:
+        call = next(self.calls, None)
+        if call is None or call.operator is not operator:
+            raise ran_differently()
+        return call
+
     def _replayed(self, call: _Call, args, kwargs, value: Callable[[list[Tensor]], Tensor]) -> Tensor:
         arguments = _tensors(args, kwargs)
         saved = [source.of(arguments) for source in call.sources]
@@ -206,13 +237,13 @@ class Replaying(_Mode):
         return _Value.apply(torch.empty(0, requires_grad=True), lambda: value(saved))
 
     def product(self, func, args, kwargs) -> Tensor:
-        call = next(self.calls)
+        call = self._next(func)
         if call.value is None:
             return func(*args, **kwargs)
         return self._replayed(call, args, kwargs, lambda _: call.value.detach())
 
     def norm(self, args, kwargs) -> Tensor:
-        call = next(self.calls)
+        call = self._next(batch_channel_norm)
         if call.again is not None:
             return self._replayed(call, args, kwargs, call.again)
         bound = _bind(*args, **kwargs)

@@ -164,7 +164,8 @@ def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
     """
     name = implementation_name(arguments.get('impl', 'auto'), arguments['x'], arguments['num_groups'])
     if name == 'fused':
-        return functools.partial(repeated_fused, arguments['channel_weight'], arguments['channel_bias'])
+        return functools.partial(repeated_fused, arguments['channel_weight'].detach(),
+                                 arguments['channel_bias'].detach())
     if name == 'triton':
         from .triton_kernels import repeated_triton
         return repeated_triton
