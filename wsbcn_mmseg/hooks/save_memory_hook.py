@@ -6,7 +6,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from wsbcn_mmseg.memory import LEVELS, save_memory
+from wsbcn_mmseg.memory.saving import LEVELS, save_memory
 from wsbcn_mmseg.ops.arguments import check_choice
 from wsbcn_mmseg.runtime.errors import UsageError
 

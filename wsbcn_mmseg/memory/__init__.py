@@ -1,4 +1,4 @@
-"""Training with less activation memory: blocks are recomputed in the backward pass, from what was dear to compute."""
-from .saving import LEVELS, save_memory
+"""Training with less activation memory: what is cheap to compute is computed again in the backward pass."""
+from .saving import save_memory
 
-__all__ = ['LEVELS', 'save_memory']
+__all__ = ['save_memory']
