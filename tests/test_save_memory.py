@@ -517,6 +517,8 @@ def test_blocks_are_found_or_named():
         save_memory(model, blocks=['0.2'])
     with pytest.raises(ValueError, match='no repeated blocks'):
         save_memory(model[1])
+    with pytest.raises(ValueError, match='expected an nn.Module, got list'):
+        save_memory([model])
     with pytest.raises(ValueError, match="level must be one of .*'weak'"):
         save_memory(model, 'weak')
 

@@ -63,20 +63,17 @@ def save_memory(model: nn.Module, level: str | None = 'light',
         >>> save_memory(model, 'strong', blocks=['1', '2'])
         ['1', '2']
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'expected an nn.Module, got {type(model).__name__}')
+    found = {}
     if level is not None:
         check_choice('level', level, tuple(LEVELS))
-    found = _repeated_blocks(model) if blocks is None else _named_blocks(model, blocks)
-    if not found:
-        raise ValueError(f'{type(model).__name__} has no repeated blocks of several convolutions; name its parts that '
-                         'are to save memory by the argument blocks')
+        found = _repeated_blocks(model) if blocks is None else _named_blocks(model, blocks)
+        if not found:
+            raise ValueError(f'{type(model).__name__} has no repeated blocks of several convolutions; name its parts '
+                             'that are to save memory by the argument blocks')
     for module in model.modules():
-        saving = vars(module).get('forward')
-        if isinstance(saving, _Saving):
-            module.forward = saving.before
-            if saving.before is None:
-                del module.forward
-    if level is None:
-        return []
+        _release(module)
     for block in found.values():
         block.forward = _Saving(block, level)
     for module in model.modules():
@@ -84,6 +81,15 @@ def save_memory(model: nn.Module, level: str | None = 'light',
                 and any(map(_saves, module)):
             module.forward = _SavingSequence(module, level)
     return list(found)
+
+
+def _release(module: nn.Module) -> None:
+    """Give a module its own forward pass back."""
+    saving = vars(module).get('forward')
+    if isinstance(saving, _Saving):
+        del module.forward
+        if saving.before is not None:
+            module.forward = saving.before
 
 
 def _repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
