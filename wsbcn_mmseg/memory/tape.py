@@ -6,7 +6,6 @@ statistics known, its output is one affine map per image and channel, and its es
 An operator that is replayed makes no node of the autograd graph, and saves nothing. The tape knows which of its
 arguments it had saved, and gives these.
 """
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +17,11 @@ from torch.overrides import TorchFunctionMode
 from wsbcn_mmseg.ops import batch_channel_norm, standardized_convolution
 from wsbcn_mmseg.ops.batch_channel_norm import repetition
 
-_PRODUCTS = {torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear, standardized_convolution}
-_bind = functools.partial(inspect.signature(batch_channel_norm).bind)
+# Operators whose outputs are recorded: how many of their first arguments, input and kernel, they save in another type
+# under autocast. The kernel that a standardized convolution computes with is none of its arguments.
+_PRODUCTS = {torch.conv1d: 2, torch.conv2d: 2, torch.conv3d: 2, torch.nn.functional.linear: 2,
+             standardized_convolution: 1}
+_bind = inspect.signature(batch_channel_norm).bind
 
 
 def ran_differently() -> RuntimeError:
@@ -89,16 +91,22 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.stride() == b.stride() or a.is_contiguous() and b.is_contiguous()
 
 
-def _source(saved: Saved, arguments: list[Tensor], converted: bool) -> _Source:
-    """Where a saved tensor comes from; ``converted``: whether the operator saves its arguments in another type too."""
-    tensor = saved.tensor
-    argument = next((index for index, argument in enumerate(arguments) if _same_values(argument, tensor)), None)
-    if argument is None and converted:
-        fitting = [index for index, argument in enumerate(arguments) if argument.shape == tensor.shape]
-        argument = fitting[0] if len(fitting) == 1 else None
-    saved.needed = argument is None
-    return _Source(argument, tensor.detach() if argument is None else None, tensor.dtype, tensor.shape,
-                   tensor.stride())
+def _sources(saved: list[Saved], arguments: list[Tensor], convertible: int) -> list[_Source]:
+    """Where saved tensors come from; ``convertible``: how many of the arguments may be saved in another type."""
+    sources, left = [], list(range(convertible))
+    for one in saved:
+        tensor = one.tensor
+        argument = next((index for index, argument in enumerate(arguments) if _same_values(argument, tensor)), None)
+        if argument is None:
+            fitting = [index for index in left if arguments[index].shape == tensor.shape
+                       and arguments[index].dtype != tensor.dtype]
+            if len(fitting) == 1:
+                argument = fitting[0]
+                left.remove(argument)
+        one.needed = argument is None
+        sources.append(_Source(argument, tensor.detach() if one.needed else None, tensor.dtype, tensor.shape,
+                               tensor.stride()))
+    return sources
 
 
 def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
@@ -186,17 +194,16 @@ class Recording(_Mode):
         super().__init__(tape)
         self.saved = saved
 
-    def _call(self, func, args, kwargs, converted: bool = False) -> tuple[Tensor, _Call]:
+    def _call(self, func, args, kwargs) -> tuple[Tensor, _Call]:
         first = len(self.saved)
         output = func(*args, **kwargs)
-        arguments = _tensors(args, kwargs)
-        call = _Call(func, [_source(saved, arguments, converted) for saved in self.saved[first:]],
-                     output.requires_grad)
+        sources = _sources(self.saved[first:], _tensors(args, kwargs), _PRODUCTS.get(func, 0))
+        call = _Call(func, sources, output.requires_grad)
         self.tape.calls.append(call)
         return output, call
 
     def product(self, func, args, kwargs) -> Tensor:
-        output, call = self._call(func, args, kwargs, converted=True)
+        output, call = self._call(func, args, kwargs)
         call.value, call.version = output.detach(), output._version
         return output
 
