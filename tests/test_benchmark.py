@@ -5,9 +5,22 @@ import sys
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 from PIL import Image
+from small_segmentation import CONFIG
 
-from wsbcn_mmseg.benchmarks import Options, accumulation, deployment, layers, networks, watching, write_results
+from wsbcn_mmseg.benchmarks import (
+    Options,
+    accumulation,
+    deployment,
+    layers,
+    memory,
+    networks,
+    watching,
+    write_results,
+)
 from wsbcn_mmseg.benchmarks.report import file_stem
 from wsbcn_mmseg.ops import cpp
 from wsbcn_mmseg.plotting import COLORS
@@ -67,6 +80,43 @@ def test_networks(root, tmp_path, monkeypatch):
     assert Image.open(plot).format == 'PNG'
 
 
+def test_memory(root, tmp_path, monkeypatch, scope_of_its_own):
+    chosen = [memory.Variant('BN', 'bn', 'none'), *[memory.Variant('BCN+WS', 'bcn_ws_micro', saving)
+                                                    for saving in ('none', 'strong')]]
+    monkeypatch.setattr(memory, 'VARIANTS', chosen)
+
+    def small_network(network, depth, options):
+        text = CONFIG.replace('{root!r}', "''").replace('num_classes=3', 'num_classes=21')
+        cfg = Config.fromstring(text, '.py').model
+        cfg.backbone.norm_cfg = dict(type=network.name.split('+')[0])
+        return MODELS.build(cfg)
+
+    monkeypatch.setattr(memory, 'build_network', small_network)
+    init_default_scope('mmseg')
+    options = Options(repeats=1, crop=65, depths=[50], configs=root / 'configs')
+    bn, plain, strong = rows = memory.memory(options)
+    assert bn['vs_bn'] == bn['live_vs_bn'] == plain['vs_plain'] == 1
+    assert bn['vs_plain'] is None
+    assert strong['live_vs_bn'] < plain['live_vs_bn']
+    assert all(row['peak_bytes'] >= row['live_bytes'] for row in rows)
+    assert bn['crop_4_gb'] < strong['crop_4_gb'] < strong['crop_8_gb']
+    _, plot = write_results('memory', rows, options, tmp_path)
+    assert Image.open(plot).format == 'PNG'
+
+
+def test_bytes_that_live_after_the_forward_pass_are_counted():
+    weight = torch.ones(1000, requires_grad=True)
+    live, peak = memory.activation_bytes(lambda: (weight.exp() * 2).sum(), 'cpu')
+    assert 4000 <= live <= 4100  # exp keeps its result
+    assert 8000 <= peak <= 13000
+
+
+def test_the_crop_that_fits():
+    fitting = memory.largest_crops(int(.5e9), int(.5e9), Options(crop=257))
+    assert fitting['crop_4_gb'] == max(crop for crop in memory.CROPS if crop <= 257 * 5**.5)
+    assert memory.largest_crops(int(1e9), int(2e9), Options(crop=257))['crop_4_gb'] == 0
+
+
 def test_watching(root, tmp_path):
     options = Options(repeats=1, crop=33, batches=[2], configs=root / 'configs')
     rows = watching.watching(options)
@@ -91,7 +141,7 @@ def test_accumulation(root, tmp_path, monkeypatch):
     assert Image.open(plot).format == 'PNG'
 
 
-@pytest.mark.parametrize('benchmark', ['networks', 'watching', 'accumulation'])
+@pytest.mark.parametrize('benchmark', ['networks', 'memory', 'watching', 'accumulation'])
 def test_files_of_mixed_precision_are_named_so(benchmark):
     assert file_stem(benchmark, Options(amp=True)) == f'{benchmark}_cpu_amp_bfloat16'
     assert file_stem(benchmark, Options()) == f'{benchmark}_cpu_float32'

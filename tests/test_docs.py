@@ -176,7 +176,8 @@ def test_notebook_runs(monkeypatch, one_thread):
 
 @pytest.mark.parametrize('page, modules', [
     ('layers', ['wsbcn_mmseg.layers']), ('operators', ['wsbcn_mmseg.ops']),
-    ('conversion', ['wsbcn_mmseg.conversion']), ('openmmlab', ['wsbcn_mmseg.hooks'])])
+    ('conversion', ['wsbcn_mmseg.conversion']), ('openmmlab', ['wsbcn_mmseg.hooks']),
+    ('memory', ['wsbcn_mmseg.memory'])])
 def test_reference_is_complete(page, modules):
     text = (ROOT / 'docs' / 'reference' / f'{page}.md').read_text()
     described = set(re.findall(r'^::: [\w.]+\.(\w+)$', text, re.M))

@@ -11,8 +11,9 @@ from conftest import ROOT
 
 PACKAGE = ROOT / 'wsbcn_mmseg'
 # From the bottom to the top; a part may import those before it
-PARTS = ['registry', 'ops', 'diagnostics', 'runtime', 'plotting', 'datasets', 'layers', 'models', 'conversion', 'hooks',
-         'inference', 'export', 'experiments', 'benchmarks', 'registration', 'engine', 'analysis', 'visualization']
+PARTS = ['registry', 'ops', 'diagnostics', 'runtime', 'plotting', 'datasets', 'layers', 'memory', 'models',
+         'conversion', 'hooks', 'inference', 'export', 'experiments', 'benchmarks', 'registration', 'engine',
+         'analysis', 'visualization']
 
 
 def part_of(path: Path) -> str:

@@ -126,6 +126,21 @@ def check(x, tensors, mode: Mode, tolerance=2e-5, gradient_tolerance=None, dy=No
 
 @needs_kernels
 @by_mode
+@by_memory_format
+def test_the_output_again_from_what_was_saved(memory_format, mode):
+    x = torch.randn(2, 6, 5, 7, device=DEVICE).contiguous(memory_format=memory_format).requires_grad_()
+    gamma_b, beta_b, mean, var, gamma_c, beta_c = arguments(6, 3)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        y = batch_channel_norm_triton(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, 3, *mode[1:], 0.1, 1e-5, False,
+                                      None)
+    again = triton_kernels.repeated_triton(saved)
+    assert torch.equal(again, y)
+    assert again.stride() == y.stride()
+
+
+@needs_kernels
+@by_mode
 @pytest.mark.parametrize('shape, num_groups', [((2, 6, 5, 7), 3), ((2, 4, 3, 5), 4), ((3, 8, 1, 1), 2), ((2, 32, 9), 4),
                                                ((2, 8, 3, 2, 5), 2), ((5, 12), 3), ((2, 6, 17, 17), 1)])
 def test_every_gradient(shape, num_groups, mode):

@@ -6,7 +6,7 @@ from pathlib import Path
 from wsbcn.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ('layers', 'networks', 'watching', 'accumulation', 'deployment')
+NAMES = ('layers', 'networks', 'memory', 'watching', 'accumulation', 'deployment')
 
 
 def positive(text: str) -> int:

@@ -17,6 +17,9 @@ def parse_args() -> argparse.Namespace:
     resuming.add_argument('--auto-resume', action='store_true',
                           help='as --resume, but train from the start if there is no checkpoint yet')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--save-memory', nargs='?', const='light', choices=['light', 'strong'], help='blocks recompute '
+                        'cheap activations in the backward pass; strong saves more, and costs more time (default if '
+                        'given without a level: light)')
     conversion = parser.add_argument_group('other norms in any config', 'tools/test.py takes the config that this '
                                            'writes to the work folder')
     conversion.add_argument('--bcn-ws', action='store_true', help='BCN for every BN, SyncBN and GN, and Weight '
@@ -91,6 +94,9 @@ def set_up(args: argparse.Namespace) -> Config:
             faults.add('--amp needs a GPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.save_memory:
+        others = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != 'SaveMemoryHook']
+        cfg.custom_hooks = [*others, dict(type='SaveMemoryHook', level=args.save_memory)]
     remarks = check_training(cfg, faults, effort_of(args.check))
     faults.raise_all()
     say(args, remarks + (['No faults found'] if args.check else []))

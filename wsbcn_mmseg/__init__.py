@@ -1,7 +1,7 @@
 """Micro-batch training with Weight Standardization and Batch-Channel Normalization (arXiv 1903.10520).
 
-With torch alone: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion`, :func:`fold` and
-:func:`follow_learning_rate`.
+With torch alone: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion`, :func:`fold`,
+:func:`follow_learning_rate` and :func:`save_memory`.
 If OpenMMLab is installed, importing this package registers its layers, hooks, data sets and network parts. Configs of
 any OpenMMLab project can use them after ``custom_imports = dict(imports=['wsbcn_mmseg'])``. :func:`apply_bcn_ws`
 converts configs, :func:`load_segmentor` and :func:`infer` use trained segmentors.
@@ -11,6 +11,7 @@ import warnings
 from . import conversion, layers, ops
 from .conversion import convert_model, fold, fuse_relu, plan_conversion
 from .layers import BCN, ConvWS, ConvWS1d, ConvWS3d, follow_learning_rate
+from .memory import save_memory
 from .runtime.stack import (
     check_stack,
     declare_torchvision_operators,
@@ -22,7 +23,7 @@ from .runtime.stack import (
 __version__ = '0.2.0'
 _OF_OPENMMLAB = ('apply_bcn_ws', 'datasets', 'engine', 'hooks', 'infer', 'load_segmentor', 'models')
 __all__ = ['BCN', 'ConvWS', 'ConvWS1d', 'ConvWS3d', 'conversion', 'convert_model', 'fold', 'follow_learning_rate',
-           'fuse_relu', 'layers', 'ops', 'plan_conversion']
+           'fuse_relu', 'layers', 'ops', 'plan_conversion', 'save_memory']
 
 check_stack()
 declare_torchvision_operators()

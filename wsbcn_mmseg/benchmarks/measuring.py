@@ -57,10 +57,13 @@ def _cache_flush(device: str) -> Tensor:
 
 
 def _milliseconds(run: Run, device: str) -> list[float]:
-    """The times between the moments that ``run`` marks: on the host's clock, or on the GPU's own."""
+    """The times between the moments that ``run`` marks: on the host's clock, or on the GPU's own.
+
+    With one thread it is the time that the processor spends on this process, whatever others do meanwhile.
+    """
     if device == 'cpu':
-        moments = []
-        run(lambda: moments.append(time.perf_counter()))
+        moments, clock = [], time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        run(lambda: moments.append(clock()))
         return [1e3 * (end - start) for start, end in pairwise(moments)]
 
     events = []

@@ -14,11 +14,12 @@ from rich.table import Table
 import wsbcn_mmseg
 from wsbcn_mmseg.runtime.records import write_csv
 
-from . import accumulation, deployment, layers, networks, watching
+from . import accumulation, deployment, layers, memory, networks, watching
 from .measuring import Options, Row
 
-BENCHMARKS = {'layers': layers.BENCHMARK, 'networks': networks.BENCHMARK, 'watching': watching.BENCHMARK,
-              'accumulation': accumulation.BENCHMARK, 'deployment': deployment.BENCHMARK}
+BENCHMARKS = {'layers': layers.BENCHMARK, 'networks': networks.BENCHMARK, 'memory': memory.BENCHMARK,
+              'watching': watching.BENCHMARK, 'accumulation': accumulation.BENCHMARK,
+              'deployment': deployment.BENCHMARK}
 
 
 def _processor() -> str:

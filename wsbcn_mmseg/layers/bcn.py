@@ -51,7 +51,7 @@ class BCN(nn.GroupNorm):
 
     In half-precision networks keep ``bn`` in float32: small updates are lost in fewer bits. Under activation
     checkpointing let a layer run once per segment and backward pass: the recomputation of all its runs would use the
-    estimates of the last.
+    estimates of the last. :func:`wsbcn_mmseg.save_memory` has no such limit.
 
     Args:
         num_features: Number of channels C.

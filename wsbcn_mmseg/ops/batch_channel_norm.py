@@ -11,13 +11,15 @@ from . import cpp
 from .arguments import check_choice, check_eps, check_flag, check_input, check_integer, check_number
 from .estimates import recomputing
 from .execution import needs_plain_operations
-from .fused import batch_channel_norm_fused
+from .fused import batch_channel_norm_fused, repeated_fused
+from .overriding import overridable
 from .reference import batch_channel_norm_reference
 
 MODES = ('micro_batch', 'large_batch')
 IMPLEMENTATIONS = ('reference', 'fused', 'cpp', 'triton')
 
 
+@overridable
 def batch_channel_norm(x: Tensor,
                        batch_weight: Tensor,
                        batch_bias: Tensor,
@@ -90,7 +92,7 @@ def batch_channel_norm(x: Tensor,
     if not torch.jit.is_tracing() and x.shape[0] == 0:
         parameters = batch_weight, batch_bias, channel_weight, channel_bias
         return x + sum(parameter.sum() for parameter in parameters).to(x.dtype)  # DDP waits for gradients of all
-    sync = sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    sync = sync and _several_ranks()
     batch_statistics = training and mode == 'large_batch'
     if batch_statistics and not sync and x.numel() == x.shape[1]:
         raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
@@ -109,6 +111,10 @@ def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
         if getattr(tensor, 'shape', None) != shape:
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
             raise ValueError(f'expected {name} of shape {tuple(shape)}, got {got}')
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def values_per_group(x: Tensor, num_groups: int) -> int:
@@ -161,6 +167,29 @@ def _implementation(impl: str) -> Callable[..., Tensor]:
         from .triton_kernels import batch_channel_norm_triton  # imported only when used: it needs Triton
         return batch_channel_norm_triton
     raise ValueError(f"impl must be 'auto' or one of {IMPLEMENTATIONS}, got {impl!r}")
+
+
+def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
+    """A function that gives the output of a call again, from the tensors that it saved for backward: one map, whatever
+    has become of the estimates. None if the implementation has no such function.
+
+    Args:
+        arguments: Of the call, by name.
+    """
+    batch_statistics = arguments['training'] and arguments['mode'] == 'large_batch'
+    name = implementation_name(arguments['impl'], arguments['x'], arguments['num_groups'], arguments['running_mean'],
+                               arguments['sync'] and batch_statistics and _several_ranks())
+    if name == 'cpp':
+        return functools.partial(cpp.repeated_cpp, arguments['relu'])
+    if arguments['relu']:
+        return None
+    if name == 'fused':
+        return functools.partial(repeated_fused, arguments['channel_weight'].detach(),
+                                 arguments['channel_bias'].detach())
+    if name == 'triton':
+        from .triton_kernels import repeated_triton
+        return repeated_triton
+    return None
 
 
 def _fastest(x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:

@@ -20,7 +20,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .estimates import merge_over_ranks, store_estimates, updated_estimates
-from .planes import as_dtype, dense_format, plane_affine2, plane_affine_of_normalized, plane_dots, plane_moments
+from .planes import (
+    as_dtype,
+    dense_format,
+    plane_affine,
+    plane_affine2,
+    plane_affine_of_normalized,
+    plane_dots,
+    plane_moments,
+)
 
 
 def _statistics(plane_mean, plane_std, count, running_mean, running_var, rate, update: bool, batch_statistics: bool,
@@ -125,6 +133,15 @@ class _BatchChannelNorm(torch.autograd.Function):
         dx = plane_affine2(dy, x, scale_dy, scale_x, shift - scale_x * plane_mean)
         return (dx.to(input_dtype), d_batch_weight, d_batch_bias, group_dot.sum((0, 2)), group_sum.sum((0, 2)),
                 *[None] * 8)
+
+
+def repeated_fused(channel_weight: Tensor, channel_bias: Tensor, saved: list[Tensor]) -> Tensor:
+    """The output of a forward pass again, from what it saved."""
+    x, plane_mean, plane_rstd, *_, offset, spread, _ = saved
+    dense, gamma_c, beta_c = as_dtype(plane_mean.dtype, x, channel_weight[:, None], channel_bias[:, None])
+    dense = dense.contiguous(memory_format=dense_format(x) or torch.contiguous_format)
+    scale, shift = (gamma_c * spread).view_as(plane_mean), (gamma_c * offset + beta_c).view_as(plane_mean)
+    return plane_affine(dense, plane_mean, scale * plane_rstd, shift).to(x.dtype)
 
 
 def batch_channel_norm_fused(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,

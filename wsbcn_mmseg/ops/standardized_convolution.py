@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .execution import needs_plain_operations
+from .overriding import overridable
 from .weight_standardization import standardize_rows, standardize_rows_backward, standardize_weight
 
 aten = torch.ops.aten
@@ -52,6 +53,7 @@ class _StandardizedConvolution(torch.autograd.Function):
         return dx, dw, d_bias, *[None] * 6
 
 
+@overridable
 def standardized_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...],
                              padding: tuple[int, ...], dilation: tuple[int, ...], groups: int,
                              eps: float = 1e-5) -> Tensor:

@@ -41,7 +41,8 @@ def _known_faults() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UsageError('the GPU has not enough memory: take fewer or smaller images per process '
-                         '(--cfg-options train_dataloader.batch_size=N), or --amp') from error
+                         '(--cfg-options train_dataloader.batch_size=N), --save-memory strong, or '
+                         '--amp') from error
     except Exception as error:
         chain = ' '.join(map(str, _chain(error)))
         if 'DataLoader worker' not in chain:
