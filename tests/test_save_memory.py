@@ -15,9 +15,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import wsbcn_mmseg.memory.saving as saving
-from wsbcn_mmseg import save_memory
-from wsbcn_mmseg.layers import BCN, ConvWS, SwitchableNorm
+from wsbcn_mmseg import fuse_relu, save_memory
+from wsbcn_mmseg.layers import BCN, ConvWS, HeldKernels, SwitchableNorm
 from wsbcn_mmseg.memory.segment import Segment
+from wsbcn_mmseg.ops import cpp
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 LEVELS = ('light', 'strong')
@@ -133,10 +134,37 @@ def test_gradients_and_statistics_are_those_of_the_plain_network(norm, conv, lev
     assert len(segments) == 2
 
 
-@pytest.mark.parametrize('impl', ['reference', 'fused'])
-def test_every_implementation(impl, monkeypatch):
+@pytest.mark.parametrize('fused_relu', [False, True])
+@pytest.mark.parametrize('impl', ['reference', 'fused', 'auto'])
+def test_every_implementation(impl, fused_relu, monkeypatch):
     monkeypatch.setenv('WSBCN_IMPL', impl)
-    assert_same(*pair(network()))
+    plain, twin = pair(network())
+    if fused_relu:
+        assert fuse_relu(twin, images()) == [f'1.{block}.norm{i}' for block in range(4) for i in (1, 2)]
+    assert_same(plain, twin)
+
+
+@pytest.mark.skipif(cpp.WHY_NOT is not None, reason=str(cpp.WHY_NOT))
+def test_replayed_cpp_kernels_give_the_same_bits():
+    """So that ReLU cuts the same values."""
+    x, args = torch.randn(2, 8, 7, 5), [torch.rand(8) + .5 for _ in range(4)] + [torch.rand(2) + .5 for _ in range(2)]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.contiguous(memory_format=layout)
+        y, kept = torch.ops.wsbcn.batch_channel_norm_forward(given, *args, True, False, torch.tensor(.1), 1e-5, True,
+                                                             None)
+        assert torch.equal(cpp.repeated_cpp(True, [given, kept]), y)
+
+
+@pytest.mark.parametrize('level', LEVELS)
+def test_together_with_held_kernels(level):
+    def accumulate(model, *batches):
+        kernels, batches = HeldKernels(model), [x.clone().requires_grad_() for x in batches]
+        for number, x in enumerate(batches, 1):
+            with kernels.micro_step(number == len(batches)):
+                loss(model, x).backward()
+        return [p.grad for p in model.parameters()], {name: value.clone() for name, value in model.state_dict().items()}
+
+    assert_same(*pair(network(), level), [images(1), images(1), images(2)], run=accumulate)
 
 
 @pytest.mark.parametrize(('level', 'most'), [('light', .75), ('strong', .5)])
