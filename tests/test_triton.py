@@ -90,7 +90,7 @@ def arguments(channels: int, num_groups: int):
     return values
 
 
-def run(function, x, tensors, mode: Mode, dy, rate=0.1, dtype=torch.float32, sync=False) -> Result:
+def run(function, x, tensors, mode: Mode, dy, rate=0.1, dtype=torch.float32, sync=False, **options) -> Result:
     """Forward and backward; x and dy in their own dtype, or in float64 if ``dtype`` is."""
     if dtype == torch.float64:
         x, dy = x.double(), dy.double()
@@ -99,7 +99,8 @@ def run(function, x, tensors, mode: Mode, dy, rate=0.1, dtype=torch.float32, syn
     parameters = [p.requires_grad_() for p in (gamma_b, beta_b, gamma_c, beta_c)]
     mean, var, skipped = (torch.empty_strided(mean.shape, mean.stride(), dtype=t.dtype, device=t.device).copy_(t)
                           for t in (mean, var, torch.zeros_like(mean, dtype=torch.int64)))
-    y = function(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, len(gamma_c), *mode[1:], rate, 1e-5, sync, skipped)
+    y = function(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, len(gamma_c), *mode[1:], rate, 1e-5, sync, skipped,
+                 **options)
     return Result(y.detach(), mean, var, skipped, torch.autograd.grad(y, [x, *parameters], dy))
 
 
@@ -125,6 +126,27 @@ def check(x, tensors, mode: Mode, tolerance=2e-5, gradient_tolerance=None, dy=No
 
 
 @needs_kernels
+@by_training_mode
+@by_memory_format
+@pytest.mark.parametrize('shape', [(2, 6, 5, 7), (1, 6, 17, 17), (3, 6)])
+def test_relu_in_the_same_pass(shape, memory_format, mode):
+    x = torch.randn(shape, device=DEVICE)
+    x = x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
+    x[0, 1] = torch.nan
+    dy, tensors = torch.randn_like(x), arguments(6, 3)
+    tensors[5].zero_()  # so that there are values on both sides of 0
+
+    def relu_after(*arguments):
+        return batch_channel_norm_triton(*arguments).relu()
+
+    one = run(batch_channel_norm_triton, x, tensors, mode, dy, relu=True)
+    apart = run(relu_after, x, tensors, mode, dy)
+    assert (one.y == 0).any()
+    for got, wanted in zip((*one[:4], *one.gradients), (*apart[:4], *apart.gradients), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_kernels
 @by_mode
 @by_memory_format
 def test_the_output_again_from_what_was_saved(memory_format, mode):
@@ -134,7 +156,7 @@ def test_the_output_again_from_what_was_saved(memory_format, mode):
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
         y = batch_channel_norm_triton(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, 3, *mode[1:], 0.1, 1e-5, False,
                                       None)
-    again = triton_kernels.repeated_triton(saved)
+    again = triton_kernels.repeated_triton(False, saved)
     assert torch.equal(again, y)
     assert again.stride() == y.stride()
 

@@ -70,7 +70,7 @@ def batch_channel_norm(x: Tensor,
             only. Defaults to False.
         skipped_updates: Integer tensor of shape (C,) that counts, on the device, how often the estimates of each
             channel kept their values because its batch was not finite. Defaults to None.
-        relu: Whether ReLU follows; the C++ kernels apply it in the same pass. Defaults to False.
+        relu: Whether ReLU follows; ``'cpp'`` and ``'triton'`` apply it in the same pass. Defaults to False.
 
     Returns:
         Tensor of x's shape, dtype and memory format.
@@ -101,9 +101,9 @@ def batch_channel_norm(x: Tensor,
     run = _implementation(implementation_name(impl, x, num_groups, running_mean, sync))
     arguments = (x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
                  training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
-    if run is cpp.batch_channel_norm_cpp:
-        return run(*arguments, relu)
-    return run(*arguments).relu_() if relu else run(*arguments)
+    if run in (batch_channel_norm_fused, batch_channel_norm_reference):
+        return run(*arguments).relu_() if relu else run(*arguments)
+    return run(*arguments, relu)
 
 
 def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
@@ -181,14 +181,12 @@ def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
                                arguments['sync'] and batch_statistics and _several_ranks())
     if name == 'cpp':
         return functools.partial(cpp.repeated_cpp, arguments['relu'])
-    if arguments['relu']:
-        return None
-    if name == 'fused':
+    if name == 'fused' and not arguments['relu']:
         return functools.partial(repeated_fused, arguments['channel_weight'].detach(),
                                  arguments['channel_bias'].detach())
     if name == 'triton':
         from .triton_kernels import repeated_triton
-        return repeated_triton
+        return functools.partial(repeated_triton, arguments['relu'])
     return None
 
 

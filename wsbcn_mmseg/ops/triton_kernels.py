@@ -57,18 +57,18 @@ class _Plan(NamedTuple):
         """Of block_c channels, over all images."""
         return self.images * triton.cdiv(self.channels, self.block_c)
 
-    def reduce(self, kernel, *tensors: Tensor) -> None:
+    def reduce(self, kernel, *tensors: Tensor, **options) -> None:
         kernel[self.blocks * self.splits, ](*tensors, self.images, self.channels, self.pixels, self.tiles, self.splits,
-                                            self.channels_last, self.block_c, self.block_p)
+                                            self.channels_last, self.block_c, self.block_p, **options)
 
-    def map(self, kernel, *tensors: Tensor) -> None:
+    def map(self, kernel, *tensors: Tensor, relu: bool) -> None:
         flat, block_p = not self.channels_last and self.pixels >= MIN_FLAT, self.block_p
         programs = self.blocks * triton.cdiv(self.pixels, block_p)
         if flat:
             block_p = min(TILE, 1 << self.pixels.bit_length() - 1)
             programs = triton.cdiv(self.images * self.channels * self.pixels, block_p)
         kernel[programs, ](*tensors, self.images, self.channels, self.pixels, flat, self.channels_last, self.block_c,
-                           block_p)
+                           block_p, RELU=relu)
 
     def combine(self, kernel, num_groups: int, *arguments, **options) -> None:
         group_channels = self.channels // num_groups
@@ -116,7 +116,7 @@ def _on_device_of(x: Tensor):
 
 
 def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate, num_groups: int, update: bool,
-             batch_statistics: bool, eps: float, sync: bool, skipped_updates: Tensor | None):
+             batch_statistics: bool, eps: float, sync: bool, skipped_updates: Tensor | None, relu: bool):
     """The output; planes (4, B, C), statistics (2, C) and count for backward. Moves the estimates."""
     count = x.numel() // plan.channels
     partials = x.new_empty(plan.images, plan.splits, 3, plan.channels, dtype=torch.float32)
@@ -138,7 +138,7 @@ def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate
         if update:
             update_estimates(running_mean, running_var, skipped_updates, mean, var * (count / (count - 1)), rate)
     y = torch.empty_like(x)
-    plan.map(affine_kernel, x, planes, y)
+    plan.map(affine_kernel, x, planes, y, relu=relu)
     return y, (planes, statistics, count)
 
 
@@ -159,9 +159,11 @@ class _BatchChannelNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
-                num_groups: int, update: bool, batch_statistics: bool, eps: float, sync: bool, skipped_updates):
+                num_groups: int, update: bool, batch_statistics: bool, eps: float, sync: bool, skipped_updates,
+                relu: bool):
         _check(x, num_groups)
         ctx.num_groups, ctx.batch_statistics, ctx.eps, ctx.sync = num_groups, batch_statistics, eps, sync
+        ctx.relu = relu
         ctx.format = dense_format(x) or torch.contiguous_format
         dense = x.contiguous(memory_format=ctx.format)
         ctx.plan = _plan_of(dense)
@@ -169,7 +171,7 @@ class _BatchChannelNorm(torch.autograd.Function):
         with _on_device_of(x):
             y, (planes, statistics, ctx.count) = _forward(
                 ctx.plan, dense, parameters, running_mean, running_var, rate, num_groups, update, batch_statistics, eps,
-                sync, skipped_updates)
+                sync, skipped_updates, relu)
         ctx.save_for_backward(x, *parameters[:3], planes, statistics)
         return y
 
@@ -185,35 +187,35 @@ class _BatchChannelNorm(torch.autograd.Function):
         coefficients = planes.new_empty(3, plan.images, plan.channels)
         gradients = [torch.empty_like(p) for p in (batch_weight, batch_weight, channel_weight, channel_weight)]
         with _on_device_of(x):
-            plan.reduce(dots_kernel, dy, x, planes, partials)
+            plan.reduce(dots_kernel, dy, x, planes, partials, RELU=ctx.relu)
             plan.combine(gradients_kernel, ctx.num_groups, partials, planes, statistics, coefficients, *gradients,
                        *parameters, ctx.eps, BATCH_STATISTICS=ctx.batch_statistics and not ctx.sync)
             if ctx.sync:
                 _correct_for_ranks(coefficients, planes, statistics, ctx.count, batch_weight, *gradients[:2], ctx.eps)
             dx = torch.empty_like(x)
-            plan.map(affine2_kernel, dy, x, planes, coefficients, dx)
-        return dx, *gradients, *[None] * 9
+            plan.map(affine2_kernel, dy, x, planes, coefficients, dx, relu=ctx.relu)
+        return dx, *gradients, *[None] * 10
 
 
-def repeated_triton(saved: list[Tensor]) -> Tensor:
+def repeated_triton(relu: bool, saved: list[Tensor]) -> Tensor:
     """The output of a forward pass again, from what it saved."""
     x, *_, planes, _ = saved
     x = x.contiguous(memory_format=dense_format(x) or torch.contiguous_format)
     y = torch.empty_like(x)
     with _on_device_of(x):
-        _plan_of(x).map(affine_kernel, x, planes, y)
+        _plan_of(x).map(affine_kernel, x, planes, y, relu=relu)
     return y
 
 
 def batch_channel_norm_triton(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                               running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
                               update: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
-                              skipped_updates: Tensor | None) -> Tensor:
-    """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`; float32, float16 and bfloat16 on
-    CUDA (under ``TRITON_INTERPRET=1`` on any device)."""
+                              skipped_updates: Tensor | None, relu: bool = False) -> Tensor:
+    """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`, and ``relu`` may follow; float32,
+    float16 and bfloat16 on CUDA (under ``TRITON_INTERPRET=1`` on any device)."""
     buffers = [t if t is None else t.contiguous() for t in (running_mean, running_var, skipped_updates)]
     y = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, *buffers[:2], rate,
-                                num_groups, update, batch_statistics, eps, sync, buffers[2])
+                                num_groups, update, batch_statistics, eps, sync, buffers[2], relu)
     for buffer, written in zip((running_mean, running_var, skipped_updates), buffers, strict=True):
         if update and written is not buffer:  # had strides, which the kernels do not know
             buffer.copy_(written)

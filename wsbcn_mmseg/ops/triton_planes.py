@@ -77,18 +77,30 @@ def moments_kernel(x, partials, images, channels, pixels, tiles, splits, CHANNEL
     tl.store(out + 2 * channels, m2, channel < channels)
 
 
+@triton.jit
+def _passed(gradients, values, mean, scale, shift):
+    """Gradients where ReLU let the values pass, else 0. NaN passes, as in torch."""
+    return tl.where(scale * (values - mean) + shift <= 0, 0.0, gradients)
+
+
 @triton.jit(do_not_specialize=['images', 'tiles', 'splits'])
 def dots_kernel(dy, x, planes, partials, images, channels, pixels, tiles, splits, CHANNELS_LAST: tl.constexpr,
-                 BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+                 BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
     """Sums of dy and of dy (x - m) over every split: partials (B, splits, 2, C)."""
     image, channel, split = _position(tl.program_id(0), splits, channels, CHANNELS_LAST, BLOCK_C)
     mean = tl.load(planes + image * channels + channel, channel < channels)
+    if RELU:
+        stride = images.to(tl.int64) * channels
+        scale = tl.load(planes + 2 * stride + image * channels + channel, channel < channels)
+        shift = tl.load(planes + 3 * stride + image * channels + channel, channel < channels)
     sums = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     dots = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     for tile in range(split * tiles, split * tiles + tiles):
         offsets, read, inside, _ = _tile(image, channel, tile, images, channels, pixels, CHANNELS_LAST, BLOCK_P)
         gradients = tl.load(dy + offsets, read).to(tl.float32)
         values = tl.load(x + offsets, read).to(tl.float32)
+        if RELU:
+            gradients = _passed(gradients, values, mean, scale, shift)
         sums += tl.where(inside, gradients, 0)
         dots += tl.where(inside, gradients * (values - mean), 0)
     out = partials + (image * splits + split) * 2 * channels + channel
@@ -140,21 +152,24 @@ def _of_plane(values, first, second, chosen, FLAT: tl.constexpr):
 
 @triton.jit(do_not_specialize=['images'])
 def affine_kernel(x, planes, y, images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                   BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """y = a (x - m) + d."""
+                   BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
+    """y = a (x - m) + d, or its ReLU."""
     offsets, mask, first, second, chosen = _map_tile(images, channels, pixels, FLAT, CHANNELS_LAST, BLOCK_C, BLOCK_P)
     stride = images.to(tl.int64) * channels
     values = tl.load(x + offsets, mask).to(tl.float32)
     mean = _of_plane(planes, first, second, chosen, FLAT)
     scale = _of_plane(planes + 2 * stride, first, second, chosen, FLAT)
     shift = _of_plane(planes + 3 * stride, first, second, chosen, FLAT)
-    tl.store(y + offsets, scale * (values - mean) + shift, mask)
+    result = scale * (values - mean) + shift
+    if RELU:
+        result = tl.where(result <= 0, 0.0, result)
+    tl.store(y + offsets, result, mask)
 
 
 @triton.jit(do_not_specialize=['images'])
 def affine2_kernel(dy, x, planes, coefficients, dx, images, channels, pixels, FLAT: tl.constexpr,
-                    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """dx = A dy + B (x - m) + C."""
+                    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
+    """dx = A dy + B (x - m) + C; with ReLU, of the gradients that it let pass."""
     offsets, mask, first, second, chosen = _map_tile(images, channels, pixels, FLAT, CHANNELS_LAST, BLOCK_C, BLOCK_P)
     stride = images.to(tl.int64) * channels
     gradients = tl.load(dy + offsets, mask).to(tl.float32)
@@ -162,5 +177,9 @@ def affine2_kernel(dy, x, planes, coefficients, dx, images, channels, pixels, FL
     mean = _of_plane(planes, first, second, chosen, FLAT)
     scale_dy = _of_plane(coefficients, first, second, chosen, FLAT)
     scale_x = _of_plane(coefficients + stride, first, second, chosen, FLAT)
-    shift = _of_plane(coefficients + 2 * stride, first, second, chosen, FLAT)
-    tl.store(dx + offsets, scale_dy * gradients + scale_x * (values - mean) + shift, mask)
+    constant = _of_plane(coefficients + 2 * stride, first, second, chosen, FLAT)
+    if RELU:
+        scale = _of_plane(planes + 2 * stride, first, second, chosen, FLAT)
+        shift = _of_plane(planes + 3 * stride, first, second, chosen, FLAT)
+        gradients = _passed(gradients, values, mean, scale, shift)
+    tl.store(dx + offsets, scale_dy * gradients + scale_x * (values - mean) + constant, mask)
