@@ -193,7 +193,8 @@ def draw_layers(rows: list[Row]) -> Figure:
         axes.set_xlim(-0.6, most - 0.4)
         axes.set_title(f'batch {batch} (channels, height × width)', loc='left')
     figure.supylabel('time of forward and backward / nn.GroupNorm')
-    figure.legend(*grid[0].get_legend_handles_labels(), loc='outside upper center', ncols=len(names), frameon=False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc='outside upper center',
+                  ncols=min(5, len(names)), frameon=False)
     return figure
 
 
