@@ -91,7 +91,7 @@ def test_the_settings_for_fine_tuning():
     ordinary = Config.fromstring(SNIPPET, '.py').model
     ordinary.backbone.update(norm_cfg=dict(type='BN'), conv_cfg=None)
     model = MODELS.build(cfg.model | {name: part for name, part in ordinary.items() if name != 'type'})
-    assert all(module.num_groups == max(1, module.num_channels // 64) for module in model.backbone.modules()
+    assert all(module.num_groups == 1 for module in model.backbone.modules()
                if isinstance(module, BCN))
 
 
