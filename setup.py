@@ -36,26 +36,25 @@ class BuildWithMim(build_py):
         (target / 'model-index.yml').write_text('Import: []\n')  # MMEngine looks for it
 
 
-def cpp_kernels() -> dict:
-    """The optional C++ kernels for the CPU: built if torch is installed where this runs and a compiler is found."""
+def cpp_kernels() -> tuple[list, dict]:
+    """The optional C++ kernels for the CPU, and the command that builds them. They are left out where torch cannot be
+    imported; a build that fails, as without a compiler, is a warning."""
     try:
         import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
-        return {}
+        return [], {}
     flags = ['/O2', '/fp:precise'] if os.name == 'nt' else [
         '-O3', '-g0', '-fopenmp-simd', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=off']
     if sys.platform == 'linux':
         flags.append('-fopenmp')  # for at::parallel_for
     name = '_cpp_torch_' + '_'.join(torch.__version__.split('.')[:2])  # as wsbcn_mmseg/ops/cpp.py looks for it
-    return dict(
-        ext_modules=[CppExtension(f'wsbcn_mmseg.ops.{name}', ['wsbcn_mmseg/ops/csrc/batch_channel_norm.cpp'],
-                                  depends=['wsbcn_mmseg/ops/csrc/passes.h'], extra_compile_args=flags,
-                                  optional=True)],
-        cmdclass=dict(build_ext=BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)))
+    kernels = CppExtension(f'wsbcn_mmseg.ops.{name}', ['wsbcn_mmseg/ops/csrc/batch_channel_norm.cpp'],
+                           depends=['wsbcn_mmseg/ops/csrc/passes.h'], extra_compile_args=flags, optional=True)
+    return [kernels], {'build_ext': BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)}
 
 
-KERNELS = cpp_kernels()
+EXTENSIONS, BUILD_EXTENSIONS = cpp_kernels()
 setup(
     name='wsbcn_mmseg',
     version=re.search(r"__version__ = '(.+)'", (ROOT / 'wsbcn_mmseg' / '__init__.py').read_text())[1],
@@ -87,7 +86,7 @@ setup(
         'pretrain': requirements('onedl-pretrain.txt')
     },
     entry_points={'console_scripts': ['wsbcn = wsbcn.command:main']},
-    cmdclass={'build_py': BuildWithMim, **KERNELS.get('cmdclass', {})},
-    ext_modules=KERNELS.get('ext_modules', []),
+    cmdclass={'build_py': BuildWithMim, **BUILD_EXTENSIONS},
+    ext_modules=EXTENSIONS,
     zip_safe=False,
 )

@@ -1,11 +1,6 @@
 """The C++ kernels for the CPU, where tests/test_batch_channel_norm.py does not cover them with the other forms."""
-import shutil
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +9,7 @@ from wsbcn_mmseg.ops import batch_channel_norm, cpp
 
 pytestmark = pytest.mark.skipif(cpp.WHY_NOT is not None, reason=str(cpp.WHY_NOT))
 C, G = 24, 6
-SHAPES = [(2, C, 9, 11), (1, C, 1, 1), (3, C, 40, 40), (1, C, 70, 65), (4, C), (2, C, 1100), (2, C, 3, 4, 5)]
+SHAPES = [(2, C, 9, 11), (4, C, 1, 1), (3, C, 40, 40), (1, C, 70, 65), (4, C), (2, C, 1100), (2, C, 3, 4, 5)]
 
 
 def arguments(dtype=torch.float64):
@@ -42,8 +37,6 @@ def formats(shape):
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize(('shape', 'memory_format'), [(shape, f) for shape in SHAPES for f in formats(shape)])
 def test_equals_the_reference_in_float64(shape, memory_format, relu, options):
-    if options.get('mode') and shape[0] == 1 and len(shape) == 4 and shape[2] == 1:
-        pytest.skip('one value per channel has no batch statistics')
     x, dy = ((torch.randn(shape, dtype=torch.float64) * 2 + 1).contiguous(memory_format=memory_format)
              for _ in range(2))
     args = arguments()
@@ -181,33 +174,6 @@ def test_no_second_derivative():
 @pytest.mark.parametrize('x', [torch.randn(2, C, 4, 4).half(), torch.empty(2, C, 4, 4, device='meta')])
 def test_what_it_cannot_take_is_left_to_stock_operators(x):
     args = [arg.detach().to(x.device) for arg in arguments(torch.float32)]
-    with pytest.raises(RuntimeError, match=f'got {x.dtype} on {x.device}'):
+    with pytest.raises(RuntimeError, match=f'got {x.dtype} on {x.device}, torch.float32 and sync=False'):
         batch_channel_norm(x, *args, G, training=False, impl='cpp')
     assert batch_channel_norm(x, *args, G, training=False).dtype == x.dtype
-
-
-WITHOUT = """
-import torch
-from wsbcn_mmseg.ops import batch_channel_norm, cpp
-x, c = torch.randn(2, 8, 5, 5), [torch.ones(8)] * 4 + [torch.ones(4)] * 2
-print(cpp.WHY_NOT)
-print(batch_channel_norm(x, *c, 4, training=True).shape)
-try:
-    batch_channel_norm(x, *c, 4, training=True, impl='cpp')
-except RuntimeError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize(('library', 'why'), [
-    (None, 'have not been built for torch'), (b'\x7fELF of another torch', 'cannot be loaded')])
-def test_everything_works_without_them(library, why, tmp_path):
-    """A package without the library, or with one that this torch cannot load."""
-    shutil.copytree(ROOT / 'wsbcn_mmseg', tmp_path / 'wsbcn_mmseg', ignore=shutil.ignore_patterns('_cpp_torch_*'))
-    if library:
-        (tmp_path / 'wsbcn_mmseg' / 'ops' / f'{cpp.library_name(torch.__version__)}.so').write_bytes(library)
-    result = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True, check=True, cwd=tmp_path)
-    lines = result.stdout.splitlines()
-    assert why in lines[0]
-    assert lines[1] == 'torch.Size([2, 8, 5, 5])'
-    assert lines[2].endswith(f"{cpp.INSTALL}; or choose impl='auto'")

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 import wsbcn_mmseg
+from wsbcn_mmseg.ops import cpp
 from wsbcn_mmseg.runtime import stack
 
 HIDE = """
@@ -228,3 +231,38 @@ def test_hints_of_public_things_are_complete(module):
                 if signature.return_annotation is signature.empty and not function_name.endswith('__init__'):
                     without.append(f'{function_name} -> ?')
     assert not without
+
+
+# The C++ kernels, an optional extension
+
+@pytest.mark.skipif(shutil.which(os.environ.get('CXX', 'c++')) is None, reason='needs a C++ compiler')
+def test_the_kernels_are_built_where_there_is_a_compiler():
+    """Else all of their tests would be skipped."""
+    assert cpp.WHY_NOT is None, f'{cpp.WHY_NOT}; {cpp.INSTALL}'
+
+
+WITHOUT = """
+import torch
+from wsbcn_mmseg.ops import batch_channel_norm, cpp
+x, c = torch.randn(2, 8, 5, 5), [torch.ones(8)] * 4 + [torch.ones(4)] * 2
+print(cpp.WHY_NOT)
+print(batch_channel_norm(x, *c, 4, training=True).shape)
+try:
+    batch_channel_norm(x, *c, 4, training=True, impl='cpp')
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(('library', 'why'), [
+    (None, 'have not been built for torch'), (b'\x7fELF of another torch', 'cannot be loaded')])
+def test_everything_works_without_them(library, why, tmp_path):
+    """A package without the library, or with one that this torch cannot load."""
+    shutil.copytree(ROOT / 'wsbcn_mmseg', tmp_path / 'wsbcn_mmseg', ignore=shutil.ignore_patterns('_cpp_torch_*'))
+    if library:
+        (tmp_path / 'wsbcn_mmseg' / 'ops' / f'{cpp.library_name(torch.__version__)}.so').write_bytes(library)
+    result = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True, check=True, cwd=tmp_path)
+    lines = result.stdout.splitlines()
+    assert why in lines[0]
+    assert lines[1] == 'torch.Size([2, 8, 5, 5])'
+    assert lines[2].endswith(f"{cpp.INSTALL}; or choose impl='auto'")

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import matplotlib.pyplot as plt
 from mmengine.config import DictAction
@@ -65,7 +66,7 @@ class Training:
         parser.add_argument('--cfg-options', nargs='+', action=DictAction)
         given = parser.parse_args(['--cfg-options', *self.options] if self.options else []).cfg_options
         try:
-            with _environment(self.environment), quietly():
+            with mock.patch.dict(os.environ, self.environment), quietly():
                 cfg = load_config(str(self.config), given, None, 'none')
         except UsageError:  # which then is the reason why the training fails
             return
@@ -76,18 +77,6 @@ class Training:
                              f'{images} (train_dataloader.batch_size={cfg.train_dataloader.batch_size}, '
                              f'accumulative_counts={passes}); set them by an option, or by a variable that the config '
                              'reads')
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
 
 def _fastest(x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
     """The fastest implementation that can be used."""
-    if cpp.why_not(x, running_mean, sync) is None:
+    if cpp.serves(x, running_mean, sync):
         return 'cpp'
     # Compilers for GPUs fuse stock operators themselves
     if x.is_cuda and not torch.compiler.is_compiling() and _triton_imports():

@@ -44,16 +44,12 @@ if WHY_NOT is None:
                                                              channel_weight)))
 
 
-def why_not(x: Tensor, running_mean: Tensor, sync: bool) -> str | None:
-    """Why the kernels cannot serve a call, or None if they can."""
-    if WHY_NOT is not None:
-        return f'{WHY_NOT}; {INSTALL}'
-    if not x.is_cpu or x.dtype not in DTYPES:
-        return f'the C++ kernels need a CPU tensor of {", ".join(map(str, DTYPES))}, got {x.dtype} on {x.device}'
-    if running_mean.dtype != (torch.float64 if x.dtype == torch.float64 else torch.float32):
-        # which are rounded between their update and their use
-        return f'the C++ kernels need running estimates of the dtype that they compute in, got {running_mean.dtype}'
-    return 'the C++ kernels take no statistics over several processes' if sync else None
+def serves(x: Tensor, running_mean: Tensor, sync: bool) -> bool:
+    """Whether the kernels can serve a call; they take no statistics over several processes."""
+    if WHY_NOT is not None or sync or not x.is_cpu or x.dtype not in DTYPES:
+        return False
+    # Estimates of another dtype are rounded between their update and their use, which stock operators do
+    return running_mean.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def batch_channel_norm_cpp(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
@@ -65,9 +61,13 @@ def batch_channel_norm_cpp(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, 
     Raises:
         RuntimeError: If the kernels cannot serve the call.
     """
-    problem = why_not(x, running_mean, sync)
-    if problem is not None:
-        raise RuntimeError(f"{problem}; or choose impl='auto'")
+    if WHY_NOT is not None:
+        raise RuntimeError(f"{WHY_NOT}; {INSTALL}; or choose impl='auto'")
+    if not serves(x, running_mean, sync):
+        raise RuntimeError(
+            f'the C++ kernels need a CPU tensor of {", ".join(map(str, DTYPES))}, running estimates of the dtype that '
+            f'they compute in, and sync=False; got {x.dtype} on {x.device}, {running_mean.dtype} and sync={sync}: '
+            "choose impl='auto'")
     if not isinstance(rate, Tensor):
         rate = torch.full((), rate, dtype=torch.float64)
     return torch.ops.wsbcn.batch_channel_norm.default(
