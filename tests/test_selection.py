@@ -14,35 +14,40 @@ from torch import nn
 from wsbcn_mmseg import convert_model
 from wsbcn_mmseg.datasets import CIFAR10Images
 from wsbcn_mmseg.experiments.comparison import Training
-from wsbcn_mmseg.experiments.selection import best_settings, selection_table
+from wsbcn_mmseg.experiments.selection import best_settings, setting_rows, setting_table
 from wsbcn_mmseg.hooks import CalibrateHook, NormEvalHook
 
 
 def results_of(scores: dict) -> tuple[dict, list[dict]]:
-    """Trainings and results from {(row, epochs, lr): [(validation, test) of each seed, None where it failed]}."""
+    """Trainings and results from {(method, epochs, lr): [(validation, test) of each seed, None where it failed]}."""
     groups, results = {}, []
-    for (row, epochs, lr), values in scores.items():
-        name = f'{row} {epochs} {lr}'
-        groups[row, epochs, lr] = [Training(name, 1, seed, Path('config.py')) for seed in range(len(values))]
+    for (method, epochs, lr), values in scores.items():
+        name = f'{method} {epochs} {lr}'
+        groups[method, epochs, lr] = [Training(name, 1, seed, Path('config.py')) for seed in range(len(values))]
         results += [dict(method=name, seed=seed, score=None if value is None else value[1],
-                         scores=value and dict(mIoU=value[0], test=value[1])) for seed, value in enumerate(values)]
+                         scores=value and dict(mIoU=value[0], test=value[1], loss=.5))
+                    for seed, value in enumerate(values)]
     return groups, results
 
 
 def test_the_learning_rate_is_chosen_on_validation_images_and_reported_on_test_images():
-    groups, results = results_of({('A', 8, .1): [(50, 10), (40, 20)], ('A', 8, .2): [(44, 90), (44, 90)],
+    groups, results = results_of({('A', 8, .1): [(50, 10), (40, 20)], ('A', 8, .2): [(44, 90), (60, 90)],
                                   ('B', 8, .1): [(30, 31)], ('A', 24, .2): [(60, 61), (62, 65)]})
-    chosen = best_settings(groups, results, 'mIoU', 'test')
-    assert [(row['row'], row['epochs'], row['lr'], row['test']) for row in chosen] == [
-        ('A', 8, .1, 15), ('B', 8, .1, 31), ('A', 24, .2, 63)]
-    assert chosen[0]['test_std_error'] == pytest.approx(5)
-    assert selection_table(chosen).splitlines()[2:] == ['| A | 15.00 ± 5.00 (lr 0.1) | 63.00 ± 2.00 (lr 0.2) |',
-                                                        '| B | 31.00 (lr 0.1) | – |']
+    assert best_settings(groups, results, 'mIoU') == [('A', 8, .1), ('B', 8, .1), ('A', 24, .2)]
+    rows = setting_rows(groups, results, 'mIoU', 'test')
+    assert [(row['test'], row['chosen']) for row in rows] == [(15, True), (90, False), (31, True), (63, True)]
+    assert rows[0]['test_std_error'] == pytest.approx(5)
+    assert setting_table(rows).splitlines()[2:5] == [
+        '| A | 8 | 0.1 | 2 | 45.0 ± 5.0 | **15.0 ± 5.0** | 0.50 |',
+        '| A | 8 | 0.2 | 2 | 52.0 ± 8.0 | 90.0 ± 0.0 | 0.50 |',
+        '| B | 8 | 0.1 | 1 | 30.0 | **31.0** | 0.50 |']
 
 
-def test_a_learning_rate_with_a_failed_training_is_not_chosen():
-    groups, results = results_of({('A', 8, .1): [(90, 90), None], ('A', 8, .2): [(44, 44), (44, 44)]})
-    assert best_settings(groups, results, 'mIoU', 'test')[0]['lr'] == .2
+def test_failed_trainings_are_not_chosen_and_not_averaged():
+    groups, results = results_of({('A', 8, .1): [None, (90, 90)], ('A', 8, .2): [(44, 44), None]})
+    assert best_settings(groups, results, 'mIoU') == [('A', 8, .2)]
+    assert [row['seeds'] for row in setting_rows(groups, results, 'mIoU', 'test')] == [1, 1]
+    assert best_settings(*results_of({('A', 8, .1): [None]}), 'mIoU') == []
 
 
 class Segmentor(BaseModel):

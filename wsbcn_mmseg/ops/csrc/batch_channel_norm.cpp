@@ -66,7 +66,6 @@ void parallel(int64_t items, int64_t values_per_item, const F& run) {
 // reduction has just read, if that keeps all threads busy.
 template <typename Reduce, typename Close, typename Map>
 void by_groups(const Sizes& s, const Reduce& reduce, const Close& close, const Map& map) {
-  // Backwards on the way back, since the planes that were read last are in the cache
   const auto plane_of = [&](int64_t group, int64_t i) {
     return i / s.width * s.channels + group * s.width + i % s.width;
   };
@@ -75,7 +74,7 @@ void by_groups(const Sizes& s, const Reduce& reduce, const Close& close, const M
     parallel(s.groups, planes * s.pixels, [&](int64_t group) {
       for (int64_t i = 0; i < planes; i++) reduce(plane_of(group, i));
       close(group);
-      for (int64_t i = planes - 1; i >= 0; i--) map(plane_of(group, i));
+      for (int64_t i = 0; i < planes; i++) map(plane_of(group, i));
     });
   } else {
     parallel(s.planes, s.pixels, reduce);
@@ -501,9 +500,14 @@ class BatchChannelNorm : public torch::autograd::Function<BatchChannelNorm> {
   }
 };
 
-// A buffer as the kernels take it: the tensor itself where that fits, else a copy that must be written back.
+// A tensor as the kernels take it. Most are so already, and two operators that return their argument cost microseconds.
+Tensor dense_as(const Tensor& tensor, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype && tensor.is_contiguous() ? tensor : tensor.to(dtype).contiguous();
+}
+
+// A buffer, which may be a copy that must be written back.
 struct Buffer {
-  Buffer(const Tensor& tensor, at::ScalarType dtype) : tensor(tensor), dense(tensor.to(dtype).contiguous()) {}
+  Buffer(const Tensor& tensor, at::ScalarType dtype) : tensor(tensor), dense(dense_as(tensor, dtype)) {}
 
   void write_back() const {
     if (!dense.is_same(tensor)) tensor.copy_(dense);
@@ -517,14 +521,14 @@ Tensor batch_channel_norm(const Tensor& x, const Tensor& batch_weight, const Ten
                           const Tensor& channel_bias, bool update, bool batch_statistics, const Tensor& rate,
                           double eps, bool relu, const optional<Tensor>& skipped_updates) {
   const auto dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto parameter = [&](const Tensor& tensor) { return tensor.to(dtype).contiguous(); };
   const Buffer mean(running_mean, dtype), variance(running_var, dtype);
   optional<Buffer> skipped;
   if (skipped_updates) skipped.emplace(*skipped_updates, at::kLong);
   Tensor y = BatchChannelNorm::apply(
-      x.is_contiguous() ? x : x.contiguous(x.suggest_memory_format()), parameter(batch_weight), parameter(batch_bias),
-      mean.dense, variance.dense, parameter(channel_weight), parameter(channel_bias), update, batch_statistics, rate,
-      eps, relu, skipped ? optional<Tensor>(skipped->dense) : std::nullopt);
+      x.is_contiguous() ? x : x.contiguous(x.suggest_memory_format()), dense_as(batch_weight, dtype),
+      dense_as(batch_bias, dtype), mean.dense, variance.dense, dense_as(channel_weight, dtype),
+      dense_as(channel_bias, dtype), update, batch_statistics, rate, eps, relu,
+      skipped ? optional<Tensor>(skipped->dense) : std::nullopt);
   if (update) {
     mean.write_back();
     variance.write_back();

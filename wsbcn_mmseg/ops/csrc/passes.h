@@ -20,7 +20,7 @@
 
 namespace wsbcn {
 
-constexpr int64_t kBlock = 1024;  // values of a plane, which stay in the first cache between two passes
+constexpr int64_t kBlock = 2048;  // values of a plane, which stay in the first cache between two passes
 constexpr int64_t kRows = 32;     // pixels of a channels-last activation
 
 template <typename A, typename T>
