@@ -15,7 +15,8 @@ from pathlib import Path
 from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = {'frozen BN': ('frozen_bn', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1), 'BN': ('bn', 1),
+ROWS = {'frozen BN': ('frozen_bn', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1),
+        'BCN+WS, updated': ('bcn_ws_updated', 1), 'BN': ('bn', 1),
         'BN, 8 images': ('bn', 8)}  # config and images per update
 LEARNING_RATES = (.005, .01, .02)
 SPLITS = ('train', 'val', 'test')
@@ -26,6 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
     parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='budgets')
     parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES, help='learning rates to choose from')
+    parser.add_argument('--darker', type=int, default=1, metavar='TIMES',
+                        help='divide all images by it: data that differ from those of the weights')
     parser.add_argument('--quick', action='store_true', help='three updates: a look at the command')
     return parse(parser)
 
@@ -41,12 +44,17 @@ from wsbcn_mmseg.experiments.selection import best_settings, setting_rows, setti
 from wsbcn_mmseg.runtime.records import write_csv
 
 
-def training(row: str, epochs: int, lr: float, seed: int, quick: bool) -> Training:
+def training(row: str, epochs: int, lr: float, seed: int, darker: int, quick: bool) -> Training:
     config, batch = ROWS[row]
-    options = (f'optim_wrapper.optimizer.lr={lr}', *(('train_cfg.max_iters=3', ) if quick else ()))
-    return Training(f'{row}, {epochs} epochs, lr {lr}', batch, seed,
-                    ROOT / 'configs' / 'camvid' / f'efficientnet_lite0_{config}_camvid.py', options,
-                    dict(CAMVID_BATCH=str(batch), CAMVID_EPOCHS=str(epochs)))
+    name, options = f'{row}, {epochs} epochs, lr {lr}', [f'optim_wrapper.optimizer.lr={lr}']
+    if darker != 1:
+        name += f', {darker} times darker'
+        statistics = ','.join([str(127.5 * darker)] * 3)
+        options += [f'model.data_preprocessor.{part}=[{statistics}]' for part in ('mean', 'std')]
+    if quick:
+        options.append('train_cfg.max_iters=3')
+    return Training(name, batch, seed, ROOT / 'configs' / 'camvid' / f'efficientnet_lite0_{config}_camvid.py',
+                    tuple(options), dict(CAMVID_BATCH=str(batch), CAMVID_EPOCHS=str(epochs)))
 
 
 def train(trainings: list[Training], args: argparse.Namespace) -> list[dict]:
@@ -62,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f'finetune_camvid.py: {problem}')
     os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())
     os.environ['WEIGHTS'] = str(prepare_weights(args.out / 'efficientnet_lite0.pth').resolve())
-    groups = {(row, epochs, lr): [training(row, epochs, lr, seed, args.quick) for seed in range(args.seeds)]
+    groups = {(row, epochs, lr): [training(row, epochs, lr, seed, args.darker, args.quick)
+                                  for seed in range(args.seeds)]
               for epochs in args.epochs for row in args.methods for lr in args.lr}
     print(f'{len(groups) + len(args.epochs) * len(args.methods) * (args.seeds - 1)} trainings of EfficientNet-Lite0 on '
           f'367 images of CamVid; results in {args.out}')

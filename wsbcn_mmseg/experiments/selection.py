@@ -50,7 +50,8 @@ def setting_rows(groups: dict[Setting, list[Training]], results: list[dict], cho
             values = [score[key] for score in found]
             row[part] = statistics.mean(values)
             row[f'{part}_std_error'] = statistics.stdev(values) / len(values)**.5 if len(values) > 1 else None
-        rows.append(row | dict(loss=statistics.mean(score['loss'] for score in found)))
+        losses = [score['loss'] for score in found if 'loss' in score]  # short trainings log none
+        rows.append(row | dict(loss=statistics.mean(losses) if losses else None))
     return rows
 
 
@@ -61,7 +62,7 @@ def setting_table(rows: list[dict]) -> str:
         test = _mean_and_error(row, 'test')
         lines.append(f'| {row["method"]} | {row["epochs"]} | {row["lr"]:g} | {row["seeds"]} | '
                      f'{_mean_and_error(row, "validation")} | {f"**{test}**" if row["chosen"] else test} | '
-                     f'{row["loss"]:.2f} |')
+                     f'{"–" if row["loss"] is None else format(row["loss"], ".2f")} |')
     return '\n'.join(lines) + '\n'
 
 
