@@ -209,10 +209,11 @@ class Recording(_Mode):
 
     def norm(self, args, kwargs) -> Tensor:
         first = len(self.saved)
-        output, call = self._call(batch_channel_norm, args, kwargs)
         bound = _bind(*args, **kwargs)
         bound.apply_defaults()
-        call.again = repetition(bound.arguments) if call.sources else None
+        again = repetition(bound.arguments)  # before the call, in which kernels may fail, and be replaced from then on
+        output, call = self._call(batch_channel_norm, args, kwargs)
+        call.again = again if call.sources else None
         if call.again is None:
             call.estimates = bound.arguments['running_mean'].clone(), bound.arguments['running_var'].clone()
             for saved in self.saved[first:]:

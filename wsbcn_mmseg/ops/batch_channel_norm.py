@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import cpp
+from . import cpp, self_check
 from .arguments import check_choice, check_eps, check_flag, check_input, check_integer, check_number
 from .estimates import recomputing
 from .execution import needs_plain_operations
@@ -65,7 +65,9 @@ def batch_channel_norm(x: Tensor,
         impl: ``'reference'`` (plain operations, any number of derivatives), ``'fused'`` (any device), ``'cpp'`` (CPU
             kernels, where they have been built), ``'triton'`` (CUDA kernels) or ``'auto'``: what the environment
             variable ``WSBCN_IMPL`` names, else the kernels of the device where they can serve, else ``'fused'``; while
-            a network is traced or exported, and under torch.func, always ``'reference'``. Defaults to ``'auto'``.
+            a network is traced or exported, and under torch.func, always ``'reference'``. ``'auto'`` checks the
+            CUDA kernels at their first use; where they fail, it warns once and takes ``'fused'``. Defaults to
+            ``'auto'``.
         sync: Take the statistics over all ranks of ``torch.distributed``, in one collective each way; large-batch mode
             only. Defaults to False.
         skipped_updates: Integer tensor of shape (C,) that counts, on the device, how often the estimates of each
@@ -98,12 +100,14 @@ def batch_channel_norm(x: Tensor,
         raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
                          f"{tuple(x.shape)}: use mode='micro_batch', or sync=True over several ranks")
     sync = sync and batch_statistics
-    run = _implementation(implementation_name(impl, x, num_groups, running_mean, sync))
+    asked = _asked_for(impl)
+    name = _fastest(x, num_groups, running_mean, sync) if asked == 'auto' else asked
+    run = _implementation(name)
     arguments = (x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
                  training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
     if run in (batch_channel_norm_fused, batch_channel_norm_reference):
         return run(*arguments).relu_() if relu else run(*arguments)
-    return run(*arguments, relu)
+    return run(*arguments, relu, name == asked) if name == 'triton' else run(*arguments, relu)
 
 
 def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
@@ -151,9 +155,14 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
 
 def implementation_name(impl: str, x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
     """The name of the implementation that serves a call: ``impl``, or what ``'auto'`` stands for."""
-    if impl == 'auto':
-        impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
-    return _fastest(x, num_groups, running_mean, sync) if impl == 'auto' else impl
+    asked = _asked_for(impl)
+    return _fastest(x, num_groups, running_mean, sync) if asked == 'auto' else asked
+
+
+def _asked_for(impl: str) -> str:
+    if impl != 'auto':
+        return impl
+    return 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
 
 
 def _implementation(impl: str) -> Callable[..., Tensor]:
@@ -186,7 +195,8 @@ def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
                                  arguments['channel_bias'].detach())
     if name == 'triton':
         from .triton_kernels import repeated_triton
-        return functools.partial(repeated_triton, arguments['relu'])
+        return functools.partial(repeated_triton, arguments['relu'], arguments['num_groups'],
+                                 _asked_for(arguments['impl']) == name)
     return None
 
 
@@ -195,17 +205,6 @@ def _fastest(x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> st
     if cpp.serves(x, running_mean, sync):
         return 'cpp'
     # Compilers for GPUs fuse stock operators themselves
-    if x.is_cuda and not torch.compiler.is_compiling() and _triton_imports():
-        from .triton_kernels import DTYPES, MAX_GROUP_CHANNELS
-        if x.dtype in DTYPES and x.shape[1] // num_groups <= MAX_GROUP_CHANNELS:
-            return 'triton'
+    if not torch.compiler.is_compiling() and self_check.kernels_serve(x, num_groups):
+        return 'triton'
     return 'fused'
-
-
-@functools.cache
-def _triton_imports() -> bool:
-    try:
-        from . import triton_kernels  # noqa: F401
-    except Exception:  # not installed, or installed and broken
-        return False
-    return True

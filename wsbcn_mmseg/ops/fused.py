@@ -31,8 +31,8 @@ from .planes import (
 )
 
 
-def _statistics(plane_mean, plane_std, count, running_mean, running_var, rate, update: bool, batch_statistics: bool,
-                sync: bool):
+def batch_statistics_of(plane_mean, plane_std, count, running_mean, running_var, rate, update: bool,
+                        batch_statistics: bool, sync: bool):
     """Mean and variance of Eq. 40, over how many values they were taken, and the updated estimates."""
     updated = None, None, None
     if batch_statistics or update:
@@ -69,8 +69,9 @@ class _BatchChannelNorm(torch.autograd.Function):
         group_channels = x.shape[1] // num_groups
         by_groups = (x.shape[0], num_groups, group_channels)
 
-        mean, var, ctx.count, updated = _statistics(plane_mean, plane_std, x.numel() // x.shape[1], running_mean,
-                                                    running_var, rate, update, batch_statistics, sync)
+        mean, var, ctx.count, updated = batch_statistics_of(plane_mean, plane_std, x.numel() // x.shape[1],
+                                                            running_mean, running_var, rate, update,
+                                                            batch_statistics, sync)
 
         # z = offset + spread * u, by Eq. 40, then by Eq. 42
         inverse_sigma = torch.rsqrt(var + eps)

@@ -18,8 +18,10 @@ TINY = 1e-30  # keeps planes of variance 0 finite, and vanishes beside any other
 
 def dense_format(x: Tensor) -> torch.memory_format | None:
     """The memory format in which ``x`` is dense, or None."""
-    candidates = {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), [])
-    return next((f for f in [torch.contiguous_format, *candidates] if x.is_contiguous(memory_format=f)), None)
+    if x.is_contiguous():
+        return torch.contiguous_format
+    candidate = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    return candidate if candidate is not None and x.is_contiguous(memory_format=candidate) else None
 
 
 def as_dtype(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:

@@ -52,12 +52,13 @@ def _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_ch
 
 # Long: its parts share a dozen values, and a part by itself would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
-def statistics_kernel(partials, planes, statistics, running_mean, running_var, skipped_updates, batch_weight,
-                       batch_bias, channel_weight, channel_bias, rate, bessel, eps, images, channels, pixels, splits,
+def statistics_kernel(partials, planes, running_mean, running_var, skipped_updates, batch_weight, batch_bias,
+                       channel_weight, channel_bias, rate, bessel, eps, images, channels, pixels, splits,
                        group_channels, UPDATE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
                        RATE_ON_DEVICE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
                        BLOCK_C: tl.constexpr):
-    """Statistics (2, C), and planes (4, B, C): mean, variance, scale and shift of the map. Moves the estimates."""
+    """Planes (4, B, C): mean, variance, scale and shift of the map; behind them statistics (2, C), mean and variance
+    of Eq. 40. Moves the estimates."""
     group = tl.program_id(0)
     member = tl.arange(0, BLOCK_C)[None, :]
     channel = group * group_channels + member
@@ -103,6 +104,8 @@ def statistics_kernel(partials, planes, statistics, running_mean, running_var, s
         var = tl.where(moves, new_var, old_var).to(tl.float32)
     if BATCH_STATISTICS:
         mean, var = batch_mean, batch_var
+    stride = images.to(tl.int64) * channels
+    statistics = planes + 4 * stride
     tl.store(statistics + channel, mean, own)
     tl.store(statistics + channels + channel, var, own)
 
@@ -110,7 +113,6 @@ def statistics_kernel(partials, planes, statistics, running_mean, running_var, s
     bias = tl.load(batch_bias + channel, own, 0).to(tl.float32)
     gamma = tl.load(channel_weight + group).to(tl.float32)
     beta = tl.load(channel_bias + group).to(tl.float32)
-    stride = images.to(tl.int64) * channels
     for first in range(0, images, BLOCK_B):
         image = (first + tl.arange(0, BLOCK_B)[:, None]).to(tl.int64)
         inside = (image < images) & own
@@ -126,21 +128,23 @@ def statistics_kernel(partials, planes, statistics, running_mean, running_var, s
 
 # Long: its parts share a dozen values, and a part by itself would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
-def gradients_kernel(partials, planes, statistics, coefficients, d_batch_weight, d_batch_bias, d_channel_weight,
-                      d_channel_bias, batch_weight, batch_bias, channel_weight, eps, images, channels, pixels, splits,
-                      group_channels, BATCH_STATISTICS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
+def gradients_kernel(coefficients, planes, d_batch_weight, d_batch_bias, d_channel_weight, d_channel_bias,
+                      batch_weight, batch_bias, channel_weight, eps, images, channels, pixels, splits, group_channels,
+                      BATCH_STATISTICS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
                       BLOCK_C: tl.constexpr):
-    """Parameter gradients, and coefficients (3, B, C) of dy, of x - m and of 1 in dx. Derived as in :mod:`.fused`."""
+    """Parameter gradients, and coefficients (3, B, C) of dy, of x - m and of 1 in dx, from the partial sums behind
+    them. Derived as in :mod:`.fused`."""
     group = tl.program_id(0)
     member = tl.arange(0, BLOCK_C)[None, :]
     channel = group * group_channels + member
     own = member < group_channels
+    stride = images.to(tl.int64) * channels
+    statistics, partials = planes + 4 * stride, coefficients + 3 * stride
     mean = tl.load(statistics + channel, own, 0)
     sigma = tl.sqrt(tl.load(statistics + channels + channel, own, 1) + eps)
     scale = tl.load(batch_weight + channel, own, 0).to(tl.float32) / sigma
     bias = tl.load(batch_bias + channel, own, 0).to(tl.float32)
     gamma = tl.load(channel_weight + group).to(tl.float32)
-    stride = images.to(tl.int64) * channels
     values = group_channels.to(tl.float32) * pixels  # of a group of one image
 
     weight_sum = tl.zeros((1, BLOCK_C), tl.float32)

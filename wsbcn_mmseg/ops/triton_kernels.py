@@ -12,14 +12,17 @@ Arithmetic is float32. Nothing is autotuned and there are no atomics: equal inpu
 """
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import self_check, stock_stages
 from .estimates import merge_over_ranks, update_estimates
 from .planes import dense_format
+from .self_check import DTYPES, MAX_GROUP_CHANNELS
 
 try:
     import triton
@@ -30,74 +33,92 @@ except ImportError as error:
     raise RuntimeError("impl='triton' needs the package triton (pip install triton); "
                        "impl='fused' works without it") from error
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TILE = 2048  # values of the activation a program holds at a time
 PROGRAMS = 2048  # wanted for a reduction: enough to fill the largest device, few enough to merge quickly
 MAX_SPLITS = 256
 MIN_FLAT = 256  # pixels of a plane from which contiguous tensors are mapped in flat blocks
-MAX_GROUP_CHANNELS = 8192
 LINE = 128  # bytes: rows of channels-last tiles span a cache line
 
 INTERPRETED = not isinstance(moments_kernel, triton.JITFunction)  # TRITON_INTERPRET=1: any device will do
 
 
-class _Plan(NamedTuple):
-    """How the kernels cut an activation of shape (B, C, *), from its shape alone: the device does not change bits."""
+class Plan(NamedTuple):
+    """How the kernels cut an activation of shape (B, C, *), from its shape alone: the device does not change bits.
+
+    Of each kind of kernel the grid, and the arguments that follow its tensors.
+    """
     images: int
     channels: int
-    pixels: int  # of a plane
-    channels_last: bool
-    block_c: int  # a tile is block_c planes by block_p pixels
-    block_p: int
-    tiles: int  # of a program of a reduction
+    values: int  # of a channel
     splits: int  # programs along a plane
+    reduce_grid: tuple[int]
+    reduce: tuple
+    combine_grid: tuple[int]
+    combine: tuple
+    combine_options: dict
+    map_grid: tuple[int]
+    map: tuple
 
-    @property
-    def blocks(self) -> int:
-        """Of block_c channels, over all images."""
-        return self.images * triton.cdiv(self.channels, self.block_c)
 
-    def reduce(self, kernel, *tensors: Tensor, **options) -> None:
-        kernel[self.blocks * self.splits, ](*tensors, self.images, self.channels, self.pixels, self.tiles, self.splits,
-                                            self.channels_last, self.block_c, self.block_p, **options)
-
-    def map(self, kernel, *tensors: Tensor, relu: bool) -> None:
-        flat, block_p = not self.channels_last and self.pixels >= MIN_FLAT, self.block_p
-        programs = self.blocks * triton.cdiv(self.pixels, block_p)
-        if flat:
-            block_p = min(TILE, 1 << self.pixels.bit_length() - 1)
-            programs = triton.cdiv(self.images * self.channels * self.pixels, block_p)
-        kernel[programs, ](*tensors, self.images, self.channels, self.pixels, flat, self.channels_last, self.block_c,
-                           block_p, RELU=relu)
-
-    def combine(self, kernel, num_groups: int, *arguments, **options) -> None:
-        group_channels = self.channels // num_groups
-        block_c = triton.next_power_of_2(group_channels)
-        block_b = min(triton.next_power_of_2(self.images), max(1, TILE // block_c))
-        block_s = min(triton.next_power_of_2(self.splits), max(1, TILE // (block_c * block_b)))
-        kernel[num_groups, ](*arguments, self.images, self.channels, self.pixels, self.splits, group_channels,
-                             **options, BLOCK_B=block_b, BLOCK_S=block_s, BLOCK_C=block_c,
-                             num_warps=min(16, max(4, block_b * block_s * block_c // 256)))
+class Call(NamedTuple):
+    """The settings of a call."""
+    running_mean: Tensor
+    running_var: Tensor
+    skipped_updates: Tensor | None
+    rate: float | Tensor
+    num_groups: int
+    update: bool
+    batch_statistics: bool
+    eps: float
+    sync: bool
+    relu: bool
+    forced: bool  # whether a launch that fails raises
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(images: int, channels: int, pixels: int, channels_last: bool, itemsize: int) -> _Plan:
+def plan_of(shape: torch.Size, contiguous: bool, itemsize: int, num_groups: int) -> Plan:
+    """The plan for a dense activation, contiguous or channels-last."""
+    images, channels, pixels = shape[0], shape[1], shape[2:].numel()
+    channels_last = pixels == 1 or not contiguous
     span = pixels if channels_last else pixels + ALIGN.value - 1  # an aligned start may lie before the plane
     if channels_last:
-        block_c = min(triton.next_power_of_2(channels), LINE // itemsize)
-        block_p = min(triton.next_power_of_2(span), TILE // block_c)
+        block_c = min(_power_of_2(channels), LINE // itemsize)
+        block_p = min(_power_of_2(span), TILE // block_c)
     else:
-        block_p = min(triton.next_power_of_2(span), TILE)
-        block_c = min(triton.next_power_of_2(channels), TILE // block_p)
-    all_tiles, blocks = triton.cdiv(span, block_p), images * triton.cdiv(channels, block_c)
-    tiles = triton.cdiv(all_tiles, min(all_tiles, MAX_SPLITS, max(1, PROGRAMS // blocks)))
-    return _Plan(images, channels, pixels, channels_last, block_c, block_p, tiles, triton.cdiv(all_tiles, tiles))
+        block_p = min(_power_of_2(span), TILE)
+        block_c = min(_power_of_2(channels), TILE // block_p)
+    all_tiles, blocks = -(-span // block_p), images * -(-channels // block_c)
+    tiles = -(-all_tiles // min(all_tiles, MAX_SPLITS, max(1, PROGRAMS // blocks)))
+    splits = -(-all_tiles // tiles)
+
+    flat, map_p, programs = not channels_last and pixels >= MIN_FLAT, block_p, blocks * -(-pixels // block_p)
+    if flat:
+        map_p = min(TILE, 1 << pixels.bit_length() - 1)
+        programs = -(-images * channels * pixels // map_p)
+    aligned = not flat and not channels_last and pixels % ALIGN.value == 0
+    return Plan(images, channels, images * pixels, splits, (blocks * splits, ),
+                (images, channels, pixels, tiles, splits, channels_last, block_c, block_p), (num_groups, ),
+                (images, channels, pixels, splits, channels // num_groups),
+                _combine_options(images, channels // num_groups), (programs, ),
+                (images, channels, pixels, flat, channels_last, aligned, block_c, map_p))
 
 
-def _plan_of(x: Tensor) -> _Plan:
-    images, channels = x.shape[:2]
-    pixels = x.numel() // (images * channels)
-    return _plan(images, channels, pixels, pixels == 1 or not x.is_contiguous(), x.element_size())
+def _power_of_2(number: int) -> int:
+    """The next one; ``triton.next_power_of_2`` takes microseconds."""
+    return 1 << (number - 1).bit_length()
+
+
+def _combine_options(images: int, group_channels: int) -> dict:
+    """Few kinds of blocks, each of which is a kernel to be compiled: unused lanes cost less."""
+    block_c = next(power for power in (8, 64, 512, MAX_GROUP_CHANNELS) if power >= group_channels)
+    block_b = min(1 if images == 1 else 4, max(1, TILE // block_c))
+    block_s = max(1, TILE // (block_c * block_b))
+    return dict(BLOCK_B=block_b, BLOCK_S=block_s, BLOCK_C=block_c,
+                num_warps=min(16, max(4, block_b * block_s * block_c // 256)))
+
+
+def _plan(x: Tensor, num_groups: int) -> Plan:
+    return plan_of(x.shape, x.is_contiguous(), x.element_size(), num_groups)
 
 
 def _check(x: Tensor, num_groups: int) -> None:
@@ -110,44 +131,115 @@ def _check(x: Tensor, num_groups: int) -> None:
                            f"{x.shape[1] // num_groups}; impl='fused' serves any")
 
 
-def _on_device_of(x: Tensor):
+def on_device_of(x: Tensor):
     """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
 
 
-def _forward(plan: _Plan, x: Tensor, parameters, running_mean, running_var, rate, num_groups: int, update: bool,
-             batch_statistics: bool, eps: float, sync: bool, skipped_updates: Tensor | None, relu: bool):
-    """The output; planes (4, B, C), statistics (2, C) and count for backward. Moves the estimates."""
-    count = x.numel() // plan.channels
-    partials = x.new_empty(plan.images, plan.splits, 3, plan.channels, dtype=torch.float32)
-    planes = x.new_empty(4, plan.images, plan.channels, dtype=torch.float32)
-    statistics = x.new_empty(2, plan.channels, dtype=torch.float32)
-    on_device = isinstance(rate, Tensor) and rate.device == x.device
-    rate = rate if on_device else float(rate)
-
-    def combine(mean, var, update, batch_statistics):
-        plan.combine(statistics_kernel, num_groups, partials, planes, statistics, mean, var, skipped_updates,
-                   *parameters, rate, count / max(count - 1, 1), eps, UPDATE=update, BATCH_STATISTICS=batch_statistics,
-                   RATE_ON_DEVICE=on_device)
-
-    plan.reduce(moments_kernel, x, partials)
-    combine(running_mean, running_var, update and not sync, batch_statistics)
-    if sync:  # statistics of all ranks, given: as in evaluation
-        mean, var, count = merge_over_ranks(*statistics, count)
-        combine(mean, var, False, False)
-        if update:
-            update_estimates(running_mean, running_var, skipped_updates, mean, var * (count / (count - 1)), rate)
-    y = torch.empty_like(x)
-    plan.map(affine_kernel, x, planes, y, relu=relu)
-    return y, (planes, statistics, count)
+# The stages of a call. Those of stock_stages, which take over where a launch fails, have the same names and arguments.
+# ``kept`` is planes (4, B, C) and behind them statistics (2, C); ``scratch`` is coefficients (3, B, C) and behind them
+# partial sums: one allocation each, and one pointer for a kernel.
 
 
-def _correct_for_ranks(coefficients, planes, statistics, count, batch_weight, d_batch_weight, d_batch_bias, eps):
+def statistics(x: Tensor, parameters: list[Tensor], call: Call) -> tuple[Tensor, Tensor]:
+    """Reduce and combine; returns ``kept``, and the partial moments. Updates the estimates."""
+    plan = _plan(x, call.num_groups)
+    partials = torch.empty(3 * plan.images * plan.splits * plan.channels, dtype=torch.float32, device=x.device)
+    kept = torch.empty((4 * plan.images + 2) * plan.channels, dtype=torch.float32, device=x.device)
+    moments_kernel[plan.reduce_grid](x, partials, *plan.reduce)
+    given_statistics(x, parameters, call, kept, partials)
+    return kept, partials
+
+
+def given_statistics(x: Tensor, parameters: list[Tensor], call: Call, kept: Tensor, partials: Tensor) -> None:
+    """Combine alone, into ``kept``."""
+    plan, rate = _plan(x, call.num_groups), call.rate
+    if isinstance(rate, Tensor) and rate.device != x.device:
+        rate = rate.item()
+    statistics_kernel[plan.combine_grid](
+        partials, kept, call.running_mean, call.running_var, call.skipped_updates, *parameters, rate,
+        plan.values / max(plan.values - 1, 1), call.eps, *plan.combine, UPDATE=call.update,
+        BATCH_STATISTICS=call.batch_statistics, RATE_ON_DEVICE=isinstance(rate, Tensor), **plan.combine_options)
+
+
+def output(x: Tensor, kept: Tensor, call: Call) -> Tensor:
+    """The map."""
+    plan, y = _plan(x, call.num_groups), torch.empty_like(x)
+    affine_kernel[plan.map_grid](x, kept, y, *plan.map, RELU=call.relu)
+    return y
+
+
+def gradients(dy: Tensor, x: Tensor, kept: Tensor, parameters: list[Tensor], call: Call) -> tuple[Tensor, list[Tensor]]:
+    """Reduce and combine of backward; returns ``scratch``, and the gradients of the four parameters."""
+    plan, (batch_weight, _, channel_weight) = _plan(x, call.num_groups), parameters
+    scratch = torch.empty((3 + 2 * plan.splits) * plan.images * plan.channels, dtype=torch.float32, device=x.device)
+    of_parameters = [torch.empty_like(p) for p in (batch_weight, batch_weight, channel_weight, channel_weight)]
+    dots_kernel[plan.reduce_grid](dy, x, kept, scratch, *plan.reduce, RELU=call.relu)
+    gradients_kernel[plan.combine_grid](scratch, kept, *of_parameters, *parameters, call.eps, *plan.combine,
+                                        BATCH_STATISTICS=call.batch_statistics and not call.sync,
+                                        **plan.combine_options)
+    return scratch, of_parameters
+
+
+def input_gradient(dy: Tensor, x: Tensor, kept: Tensor, scratch: Tensor, call: Call) -> Tensor:
+    """The map of backward."""
+    plan, dx = _plan(x, call.num_groups), torch.empty_like(x)
+    affine2_kernel[plan.map_grid](dy, x, kept, scratch, dx, *plan.map, RELU=call.relu)
+    return dx
+
+
+def _stage(kernels: Callable, stock: Callable, x: Tensor, call: Call, *arguments):
+    """A stage by kernels; if a launch fails, by stock operators, which serve all calls from then on."""
+    try:
+        return kernels(*arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a compiler, a driver, or this package
+        if call.forced or not self_check.device_works(x.device):
+            raise
+        result = stock(*arguments)
+        self_check.fall_back(x.device, x.dtype, self_check.cause_of(error))
+        return result
+
+
+def forward(x: Tensor, parameters: list[Tensor], call: Call) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Output, ``kept``, and how many values a channel's statistics are taken over; ``x`` is dense."""
+    count = x.numel() // x.shape[1]
+    own = call._replace(update=False) if call.sync else call
+    kept, partials = _stage(statistics, stock_stages.statistics, x, call, x, parameters, own)
+    if call.sync:  # statistics of all ranks, given: as in evaluation
+        mean, var, count = merge_over_ranks(*stock_stages.planes_of(kept, x)[1], count)
+        given = own._replace(running_mean=mean, running_var=var, batch_statistics=False)
+        _stage(given_statistics, stock_stages.given_statistics, x, call, x, parameters, given, kept, partials)
+        if call.update:
+            update_estimates(call.running_mean, call.running_var, call.skipped_updates, mean,
+                             var * (count / (count - 1)), call.rate)
+    return _stage(output, stock_stages.output, x, call, x, kept, call), kept, count
+
+
+def backward(dy: Tensor, x: Tensor, kept: Tensor, parameters: list[Tensor], call: Call,
+             count: float | Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of ``x``, and of the four parameters; ``dy`` and ``x`` are dense in one format.
+
+    Args:
+        parameters: Without beta^c, which the gradients do not depend on.
+    """
+    scratch, of_parameters = _stage(gradients, stock_stages.gradients, x, call, dy, x, kept, parameters, call)
+    if call.sync:
+        _correct_for_ranks(x, kept, scratch, count, parameters[0], of_parameters, call.eps)
+    return _stage(input_gradient, stock_stages.input_gradient, x, call, dy, x, kept, scratch, call), of_parameters
+
+
+def _correct_for_ranks(x, kept, scratch, count, batch_weight, of_parameters, eps: float) -> None:
     """Eq. 43's share of dx where the statistics are those of all ranks: as the end of the gradients kernel."""
-    totals = torch.stack([d_batch_weight, d_batch_bias]).float()
+    d_batch_weight, d_batch_bias = of_parameters[:2]
+    totals = torch.cat([d_batch_bias, d_batch_weight]).float()  # in the order of fused: ranks may differ
     dist.all_reduce(totals)
-    weight_mean, bias_mean = totals / count
-    mean, var = statistics
+    bias_mean, weight_mean = (totals / count).chunk(2)
+    planes, (mean, var) = stock_stages.planes_of(kept, x)
+    coefficients = scratch[:3 * planes[0].numel()].view(3, *planes[0].shape)
     sigma = torch.sqrt(var + eps)
     scale = batch_weight / sigma
     slope = -scale * weight_mean / sigma
@@ -158,21 +250,14 @@ def _correct_for_ranks(coefficients, planes, statistics, count, batch_weight, d_
 class _BatchChannelNorm(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, running_mean, running_var, rate,
-                num_groups: int, update: bool, batch_statistics: bool, eps: float, sync: bool, skipped_updates,
-                relu: bool):
-        _check(x, num_groups)
-        ctx.num_groups, ctx.batch_statistics, ctx.eps, ctx.sync = num_groups, batch_statistics, eps, sync
-        ctx.relu = relu
-        ctx.format = dense_format(x) or torch.contiguous_format
+    def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, call: Call):
+        _check(x, call.num_groups)
+        ctx.call, ctx.format = call, dense_format(x) or torch.contiguous_format
         dense = x.contiguous(memory_format=ctx.format)
-        ctx.plan = _plan_of(dense)
         parameters = [p.contiguous() for p in (batch_weight, batch_bias, channel_weight, channel_bias)]
-        with _on_device_of(x):
-            y, (planes, statistics, ctx.count) = _forward(
-                ctx.plan, dense, parameters, running_mean, running_var, rate, num_groups, update, batch_statistics, eps,
-                sync, skipped_updates, relu)
-        ctx.save_for_backward(x, *parameters[:3], planes, statistics)
+        with on_device_of(x):
+            y, kept, ctx.count = forward(dense, parameters, call)
+        ctx.save_for_backward(x, *parameters[:3], kept)
         return y
 
     @staticmethod
@@ -180,43 +265,35 @@ class _BatchChannelNorm(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError('the triton batch_channel_norm has no second derivative; '
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
-        x, *parameters, planes, statistics = ctx.saved_tensors
-        plan, batch_weight, channel_weight = ctx.plan, parameters[0], parameters[2]
-        x, dy = (t.contiguous(memory_format=ctx.format) for t in (x, dy))
-        partials = planes.new_empty(plan.images, plan.splits, 2, plan.channels)
-        coefficients = planes.new_empty(3, plan.images, plan.channels)
-        gradients = [torch.empty_like(p) for p in (batch_weight, batch_weight, channel_weight, channel_weight)]
-        with _on_device_of(x):
-            plan.reduce(dots_kernel, dy, x, planes, partials, RELU=ctx.relu)
-            plan.combine(gradients_kernel, ctx.num_groups, partials, planes, statistics, coefficients, *gradients,
-                       *parameters, ctx.eps, BATCH_STATISTICS=ctx.batch_statistics and not ctx.sync)
-            if ctx.sync:
-                _correct_for_ranks(coefficients, planes, statistics, ctx.count, batch_weight, *gradients[:2], ctx.eps)
-            dx = torch.empty_like(x)
-            plan.map(affine2_kernel, dy, x, planes, coefficients, dx, relu=ctx.relu)
-        return dx, *gradients, *[None] * 10
+        x, *parameters, kept = ctx.saved_tensors
+        x, dy = x.contiguous(memory_format=ctx.format), dy.contiguous(memory_format=ctx.format)
+        with on_device_of(x):
+            dx, of_parameters = backward(dy, x, kept, parameters, ctx.call, ctx.count)
+        return dx, *of_parameters, None
 
 
-def repeated_triton(relu: bool, saved: list[Tensor]) -> Tensor:
+def repeated_triton(relu: bool, num_groups: int, forced: bool, saved: list[Tensor]) -> Tensor:
     """The output of a forward pass again, from what it saved."""
-    x, *_, planes, _ = saved
+    x, *_, kept = saved
     x = x.contiguous(memory_format=dense_format(x) or torch.contiguous_format)
-    y = torch.empty_like(x)
-    with _on_device_of(x):
-        _plan_of(x).map(affine_kernel, x, planes, y, relu=relu)
-    return y
+    call = Call(None, None, None, 0, num_groups, False, False, 0, False, relu, forced)
+    with on_device_of(x):
+        return _stage(output, stock_stages.output, x, call, x, kept, call)
 
 
 def batch_channel_norm_triton(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, running_mean: Tensor,
                               running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
                               update: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
-                              skipped_updates: Tensor | None, relu: bool = False) -> Tensor:
+                              skipped_updates: Tensor | None, relu: bool = False, forced: bool = True) -> Tensor:
     """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`, and ``relu`` may follow; float32,
-    float16 and bfloat16 on CUDA (under ``TRITON_INTERPRET=1`` on any device)."""
-    buffers = [t if t is None else t.contiguous() for t in (running_mean, running_var, skipped_updates)]
-    y = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, *buffers[:2], rate,
-                                num_groups, update, batch_statistics, eps, sync, buffers[2], relu)
-    for buffer, written in zip((running_mean, running_var, skipped_updates), buffers, strict=True):
-        if update and written is not buffer:  # had strides, which the kernels do not know
-            buffer.copy_(written)
+    float16 and bfloat16 on CUDA (under ``TRITON_INTERPRET=1`` on any device). If a launch fails it raises, or, unless
+    ``forced``, goes on with stock operators."""
+    buffers = running_mean, running_var, skipped_updates
+    own = [t if t is None else t.contiguous() for t in buffers]
+    call = Call(*own, rate, num_groups, update, batch_statistics, eps, sync, relu, forced)
+    y = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, call)
+    if update:
+        for buffer, written in zip(buffers, own, strict=True):
+            if written is not buffer:  # had strides, which the kernels do not know
+                buffer.copy_(written)
     return y

@@ -55,7 +55,7 @@ def _tile(image, channel, tile, images, channels, pixels, CHANNELS_LAST: tl.cons
     return offsets, read, inside, count.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=['images', 'tiles', 'splits'])
+@triton.jit(do_not_specialize=['images', 'pixels', 'tiles', 'splits'])
 def moments_kernel(x, partials, images, channels, pixels, tiles, splits, CHANNELS_LAST: tl.constexpr,
                     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
     """Count, mean and m2 of every split: partials (B, splits, 3, C)."""
@@ -83,14 +83,14 @@ def _passed(gradients, values, mean, scale, shift):
     return tl.where(scale * (values - mean) + shift <= 0, 0.0, gradients)
 
 
-@triton.jit(do_not_specialize=['images', 'tiles', 'splits'])
-def dots_kernel(dy, x, planes, partials, images, channels, pixels, tiles, splits, CHANNELS_LAST: tl.constexpr,
+@triton.jit(do_not_specialize=['images', 'pixels', 'tiles', 'splits'])
+def dots_kernel(dy, x, planes, coefficients, images, channels, pixels, tiles, splits, CHANNELS_LAST: tl.constexpr,
                  BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
-    """Sums of dy and of dy (x - m) over every split: partials (B, splits, 2, C)."""
+    """Sums of dy and of dy (x - m) over every split, (B, splits, 2, C), behind the place of the coefficients."""
     image, channel, split = _position(tl.program_id(0), splits, channels, CHANNELS_LAST, BLOCK_C)
+    stride = images.to(tl.int64) * channels
     mean = tl.load(planes + image * channels + channel, channel < channels)
     if RELU:
-        stride = images.to(tl.int64) * channels
         scale = tl.load(planes + 2 * stride + image * channels + channel, channel < channels)
         shift = tl.load(planes + 3 * stride + image * channels + channel, channel < channels)
     sums = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
@@ -103,14 +103,14 @@ def dots_kernel(dy, x, planes, partials, images, channels, pixels, tiles, splits
             gradients = _passed(gradients, values, mean, scale, shift)
         sums += tl.where(inside, gradients, 0)
         dots += tl.where(inside, gradients * (values - mean), 0)
-    out = partials + (image * splits + split) * 2 * channels + channel
+    out = coefficients + 3 * stride + (image * splits + split) * 2 * channels + channel
     tl.store(out, tl.sum(sums, 1, keep_dims=True), channel < channels)
     tl.store(out + channels, tl.sum(dots, 1, keep_dims=True), channel < channels)
 
 
 @triton.jit
-def _map_tile(images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr,
-              BLOCK_P: tl.constexpr):
+def _map_tile(images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGNED: tl.constexpr,
+              BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
     """Offsets of a program's values, their mask, and the planes they belong to, for :func:`_of_plane`.
 
     Flat programs take aligned blocks of a contiguous tensor whose planes have at least BLOCK_P values, so that a block
@@ -128,6 +128,8 @@ def _map_tile(images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.co
         second = tl.minimum(first + 1, planes - 1)
         chosen = step < (first + 1) * pixels - start
     else:
+        if ALIGNED:  # every plane starts aligned, which the compiler sees in this form
+            pixels = pixels // ALIGN * ALIGN
         image, channel, tile = _position(program, tl.cdiv(pixels, BLOCK_P), channels, CHANNELS_LAST, BLOCK_C)
         pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
         first = image * channels + channel
@@ -150,11 +152,12 @@ def _of_plane(values, first, second, chosen, FLAT: tl.constexpr):
     return number
 
 
-@triton.jit(do_not_specialize=['images'])
+@triton.jit(do_not_specialize=['images', 'pixels'])
 def affine_kernel(x, planes, y, images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                   BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
+                   ALIGNED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
     """y = a (x - m) + d, or its ReLU."""
-    offsets, mask, first, second, chosen = _map_tile(images, channels, pixels, FLAT, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    offsets, mask, first, second, chosen = _map_tile(images, channels, pixels, FLAT, CHANNELS_LAST, ALIGNED, BLOCK_C,
+                                                       BLOCK_P)
     stride = images.to(tl.int64) * channels
     values = tl.load(x + offsets, mask).to(tl.float32)
     mean = _of_plane(planes, first, second, chosen, FLAT)
@@ -166,11 +169,13 @@ def affine_kernel(x, planes, y, images, channels, pixels, FLAT: tl.constexpr, CH
     tl.store(y + offsets, result, mask)
 
 
-@triton.jit(do_not_specialize=['images'])
+@triton.jit(do_not_specialize=['images', 'pixels'])
 def affine2_kernel(dy, x, planes, coefficients, dx, images, channels, pixels, FLAT: tl.constexpr,
-                    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
+                    CHANNELS_LAST: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+                    RELU: tl.constexpr):
     """dx = A dy + B (x - m) + C; with ReLU, of the gradients that it let pass."""
-    offsets, mask, first, second, chosen = _map_tile(images, channels, pixels, FLAT, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    offsets, mask, first, second, chosen = _map_tile(images, channels, pixels, FLAT, CHANNELS_LAST, ALIGNED, BLOCK_C,
+                                                       BLOCK_P)
     stride = images.to(tl.int64) * channels
     gradients = tl.load(dy + offsets, mask).to(tl.float32)
     values = tl.load(x + offsets, mask).to(tl.float32)

@@ -1,0 +1,88 @@
+"""On which devices the kernels agreed with stock operators, remembered on disk between processes.
+
+A list of strings in a JSON file: nothing in it is run, and what does not read as such is ignored. Only agreement is
+remembered, so a file that is lost, damaged or not writable costs a check, and nothing else.
+"""
+import functools
+import hashlib
+import json
+import os
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+MOST = 100  # agreements kept; the newest
+
+
+def path() -> Path:
+    """``$XDG_CACHE_HOME/wsbcn/kernels.json``, by default in ``~/.cache``."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'wsbcn' / 'kernels.json'
+
+
+def key(device: torch.device, dtype: torch.dtype) -> str:
+    """What an agreement depends on."""
+    return ' | '.join([*_hardware(device), f'torch {torch.__version__}', f'triton {_version("triton")}',
+                       f'wsbcn_mmseg {_version("wsbcn_mmseg")}, kernels {_digest()}', str(dtype)])
+
+
+def _hardware(device: torch.device) -> list[str]:
+    if device.type != 'cuda':
+        return [f'interpreter on {device.type}']
+    properties = torch.cuda.get_device_properties(device)
+    architecture = getattr(properties, 'gcnArchName', '') if torch.version.hip else ''
+    return [properties.name, architecture or f'{properties.major}.{properties.minor}', f'driver {_driver()}']
+
+
+@functools.cache
+def _driver() -> str:
+    for file in ('/proc/driver/nvidia/version', '/sys/module/amdgpu/version'):
+        with suppress(OSError):
+            return ' '.join(Path(file).read_text().split())
+    return str(torch._C._cuda_getDriverVersion()) if hasattr(torch._C, '_cuda_getDriverVersion') else 'unknown'
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return 'unknown'
+
+
+@functools.cache
+def _digest() -> str:
+    """Of the source of everything that takes part, which says more than the package's version."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob('*.py')):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read() -> list[str]:
+    try:
+        agreed = json.loads(path().read_text(encoding='utf-8'))['agreed']
+        return [one for one in agreed if isinstance(one, str)] if isinstance(agreed, list) else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def holds(agreement: str) -> bool:
+    """Whether it is remembered."""
+    return agreement in _read()
+
+
+def remember(agreement: str) -> None:
+    """Write it, where that is possible; a reader sees the old file or the new one."""
+    agreed = _read()
+    if agreement in agreed:
+        return
+    file = path()
+    temporary = file.with_name(f'.{file.name}.{os.getpid()}')
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({'agreed': [*agreed, agreement][-MOST:]}, indent=1), encoding='utf-8')
+        temporary.replace(file)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,247 @@
+"""Whether the Triton kernels can be trusted on a device: a check at first use, and stock operators where they cannot.
+
+At the first call on a device in a dtype, the kernels run on small activations, forward and backward, and are compared
+with stock operators in float64 on the CPU. Agreement is remembered by the process, and on disk for the same device,
+driver, torch, Triton and kernels (:mod:`.agreements`). Everything else (a missing Triton, an error of the compiler, a
+device that is not supported, a difference, a launch that fails later) leads to one warning that names the cause, and
+to stock operators for this device and dtype until the process ends.
+"""
+import os
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import agreements
+from .fused import batch_channel_norm_fused
+
+DEVICE_TYPES = ('cuda', 'cpu') if os.environ.get('TRITON_INTERPRET') == '1' else ('cuda', )
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_GROUP_CHANNELS = 8192
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of the largest value, or of 1
+
+_trusted: dict[tuple[torch.device, torch.dtype], bool] = {}
+_warned: set[str] = set()
+_lock = threading.RLock()  # nn.DataParallel calls layers from several threads
+
+
+class Case(NamedTuple):
+    """An activation, and how it is normalized."""
+    shape: tuple[int, ...]
+    num_groups: int
+    channels_last: bool
+    update: bool
+    batch_statistics: bool
+    relu: bool
+
+    def __str__(self) -> str:
+        mode = 'large-batch' if self.batch_statistics else 'micro-batch' if self.update else 'frozen'
+        return (f'{mode} BCN{" and ReLU" * self.relu} of {"channels-last" if self.channels_last else "contiguous"} '
+                f'{self.shape}')
+
+
+CASES = (  # planes of odd size, in one tile, in several, and of one pixel; one image, and more than a block of them
+    Case((2, 6, 5, 7), 2, False, True, False, False),
+    Case((2, 6, 5, 7), 2, True, True, True, True),
+    Case((1, 6, 65, 65), 2, False, True, False, True),
+    Case((1, 40, 17, 17), 2, True, True, False, False),
+    Case((2, 40, 16, 16), 2, False, False, False, False),
+    Case((5, 12), 3, False, True, True, False),
+)
+
+
+def kernels_serve(x: Tensor, num_groups: int) -> bool:
+    """Whether the kernels can serve a call; checks them first where that has not been done."""
+    if (x.dtype not in DTYPES or x.device.type not in DEVICE_TYPES or x.shape[1] // num_groups > MAX_GROUP_CHANNELS
+            or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__):  # has no memory of its own, as FakeTensor
+        return False
+    trusted = _trusted.get((x.device, x.dtype))
+    return _decide(x.device, x.dtype) if trusted is None else trusted
+
+
+def _decide(device: torch.device, dtype: torch.dtype) -> bool:
+    if _capturing(device):
+        _warn(device, dtype, 'a CUDA graph is being captured, in which they cannot be checked; run the network once '
+              'before')
+        return False
+    with _lock:
+        if (device, dtype) not in _trusted:
+            agreement = agreements.key(device, dtype)
+            cause = None if agreements.holds(agreement) else _announced_check(device, dtype)
+            if cause is None:
+                _trusted[device, dtype] = True
+                agreements.remember(agreement)
+            else:
+                fall_back(device, dtype, cause)
+        return _trusted[device, dtype]
+
+
+def _announced_check(device: torch.device, dtype: torch.dtype) -> str | None:
+    print(f'wsbcn_mmseg: checking the Triton kernels of BCN on {device} in {dtype}; they are compiled once, which can '
+          'take a minute', file=sys.stderr, flush=True)
+    return check_kernels(device, dtype)
+
+
+def fall_back(device: torch.device, dtype: torch.dtype, cause: str) -> None:
+    """Stock operators from now on, with one warning."""
+    _trusted[device, dtype] = False
+    _warn(device, dtype, cause)
+
+
+def _warn(device: torch.device, dtype: torch.dtype, cause: str) -> None:
+    if cause not in _warned:
+        _warned.add(cause)
+        warnings.warn(f'BCN takes stock operators, which are slower, instead of its Triton kernels on {device} in '
+                      f'{dtype}: {cause}. The command wsbcn check --gpu shows more; WSBCN_IMPL=fused takes stock '
+                      'operators without a warning', stacklevel=2)
+
+
+def cause_of(error: Exception) -> str:
+    """An error in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f'{type(error).__name__}: {lines[-1]}' if lines else type(error).__name__
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+
+
+def device_works(device: torch.device) -> bool:
+    """Whether a failure left the device usable; after an illegal memory access, for example, all calls fail."""
+    if device.type != 'cuda' or _capturing(device):
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def check_kernels(device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """Compare the kernels with stock operators; remembers nothing.
+
+    They run in a thread of their own, where the caller's autograd mode, autocast, hooks, modes, stream and current
+    device do not apply. No random number is drawn.
+
+    Args:
+        device: Where the kernels run.
+        dtype: Of the activation.
+
+    Returns:
+        None if they agree, else the cause in one sentence.
+
+    Raises:
+        RuntimeError: If a failure leaves the device unusable.
+    """
+    device = torch.device(device)
+    if device.type == 'cuda' and device.index is None:
+        device = torch.device('cuda', torch.cuda.current_device())
+    try:
+        from . import triton_kernels  # noqa: F401
+    except Exception as error:  # not installed, or installed and broken
+        missing = isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == 'triton'
+        return 'Triton is not installed (pip install triton)' if missing else cause_of(error.__cause__ or error)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_check_cases, device, dtype).result()
+
+
+def _check_cases(device: torch.device, dtype: torch.dtype) -> str | None:
+    for case in CASES:
+        try:
+            difference = _difference(case, device, dtype)
+        except Exception as error:  # of a compiler, a driver, or this package
+            if not device_works(device):
+                raise
+            return f'{case}: {cause_of(error)}'
+        if difference:
+            return f'{case}: {difference}'
+    return None
+
+
+def _difference(case: Case, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What differs, or None."""
+    inputs = _inputs(case, dtype)
+    first, second = (_run_kernels(case, device, inputs) for _ in range(2))
+    for name, got, again, expected in zip(RESULTS, first, second, _run_stock(case, inputs), strict=True):
+        error = (got.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
+        if not error <= TOLERANCES[dtype]:  # nor NaN
+            return f'{name} differs by {error:.1e} of the largest value from stock operators'
+        if not torch.equal(got, again):
+            return f'{name} differs between two runs'
+    return None
+
+
+RESULTS = ('output', 'running mean', 'running variance', 'gradient of the input', 'gradient of gamma^b',
+           'gradient of beta^b', 'gradient of gamma^c', 'gradient of beta^c')
+
+
+def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """On the CPU: x, dy, gamma^b, beta^b, mean, variance, gamma^c, beta^c; numbers without a pattern."""
+    channels, groups = case.shape[1], case.num_groups
+    shapes = [case.shape, case.shape, *[(channels, )] * 4, (groups, ), (groups, )]
+    tensors = []
+    for number, shape in enumerate(shapes):
+        values = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device='cpu')
+        tensors.append(((values + 1) * (number + 1) * 0.7).square().sin().view(shape))
+    tensors[0] = 2 * tensors[0] + 1
+    tensors[5] = tensors[5].abs() + 0.5
+    tensors = [t.to(dtype) if number < 2 else t.float() for number, t in enumerate(tensors)]
+    if case.channels_last:
+        tensors[:2] = [t.contiguous(memory_format=torch.channels_last) for t in tensors[:2]]
+    return tensors
+
+
+RATE, EPS = 0.25, 1e-5
+
+
+def _run_kernels(case: Case, device: torch.device, inputs: list[Tensor]) -> list[Tensor]:
+    """Without autograd, which would wait for its own thread where the caller is in a backward pass."""
+    from . import triton_kernels
+    x, dy, gamma_b, beta_b, mean, var, gamma_c, beta_c = (t.to(device, copy=True) for t in inputs)
+    call = triton_kernels.Call(mean, var, None, RATE, case.num_groups, case.update, case.batch_statistics, EPS, False,
+                               case.relu, True)
+    with triton_kernels.on_device_of(x):
+        y, kept, count = triton_kernels.forward(x, [gamma_b, beta_b, gamma_c, beta_c], call)
+        dx, of_parameters = triton_kernels.backward(dy, x, kept, [gamma_b, beta_b, gamma_c], call, count)
+    return [t.cpu() for t in (y, mean, var, dx, *of_parameters)]
+
+
+def _run_stock(case: Case, inputs: list[Tensor]) -> list[Tensor]:
+    x, dy, gamma_b, beta_b, mean, var, gamma_c, beta_c = (t.to(torch.float64, copy=True) for t in inputs)
+    learned = [t.requires_grad_() for t in (x, gamma_b, beta_b, gamma_c, beta_c)]
+    y = batch_channel_norm_fused(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, case.num_groups, case.update,
+                                 case.batch_statistics, RATE, EPS, False, None)
+    y = y.relu() if case.relu else y
+    return [y.detach(), mean, var, *torch.autograd.grad(y, learned, dy)]
+
+
+def agree_on_kernels(device: torch.device | str, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
+    """All processes of ``torch.distributed`` take the same implementation: the kernels, if they can on all of them.
+
+    A collective, to be called by all processes, before training, say. Without it each decides for itself, which changes
+    results in the last digits only: both implementations call the same collectives. Without several processes, this
+    process decides.
+
+    Args:
+        device: This process's.
+        dtypes: Of activations. Defaults to all that the kernels serve.
+
+    Returns:
+        Whether the kernels serve all ``dtypes``.
+    """
+    device = torch.device(device)
+    trusted = [device.type in DEVICE_TYPES and kernels_serve(torch.empty(1, 1, device=device, dtype=dtype), 1)
+               for dtype in dtypes]
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return all(trusted)
+    together = torch.tensor(trusted, dtype=torch.int32, device=device)
+    dist.all_reduce(together, dist.ReduceOp.MIN)
+    for dtype, own, all_ranks in zip(dtypes, trusted, together.tolist(), strict=True):
+        if own and not all_ranks:
+            fall_back(torch.empty(0, device=device).device, dtype, 'another process cannot use them')
+    return bool(together.all())
