@@ -1,12 +1,16 @@
-"""Average running statistics over ranks, so that the saved network is the validated one."""
+"""What ranks must have in common: running statistics, so that the saved network is the validated one, and kernels."""
 import itertools
 
+import torch
 from mmengine.dist import all_reduce_params, get_world_size
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.ops import agree_on_kernels
 from wsbcn_mmseg.ops.arguments import check_integer
 
 
@@ -17,6 +21,9 @@ class SyncNormStatisticsHook(Hook):
     Each rank keeps statistics of its own; validation during training would use each rank's, a checkpoint has rank 0's,
     and the two disagree. This hook averages them, in one collective, before every checkpoint and every validation, and
     every ``interval`` iterations if asked. An averaged model kept by ``EMAHook`` is included.
+
+    Before training, all ranks also agree on the implementation of BCN: Triton's kernels, if they pass their check on
+    every rank.
 
     Its priority places it before ``EMAHook``, which copies the statistics, and ``CheckpointHook``, which saves them.
 
@@ -31,6 +38,13 @@ class SyncNormStatisticsHook(Hook):
     def __init__(self, interval: int = -1):
         self.interval = -1 if interval == -1 and isinstance(interval, int) else check_integer('interval', interval, 1)
         self._averaged = False
+
+    def before_train(self, runner: Runner) -> None:
+        layers = [layer for layer in runner.model.modules() if isinstance(layer, BCN)]
+        if layers and get_world_size() > 1:
+            amp = isinstance(runner.optim_wrapper, AmpOptimWrapper)
+            dtypes = {torch.float32, (runner.optim_wrapper.cast_dtype or torch.float16) if amp else torch.float32}
+            agree_on_kernels(layers[0].weight.device, sorted(dtypes, key=str))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         self._averaged = False

@@ -104,3 +104,26 @@ def follow_learning_rate(model: nn.Module, optimizer: Optimizer | Sequence[Optim
 
     model.register_forward_pre_hook(before_forward)
     return rate
+
+
+def make_capturable(model: nn.Module) -> nn.Module:
+    """Keep the update rates of a network's micro-batch BCN layers on their devices, where CUDA graphs read them.
+
+    The rate is a number in host memory otherwise, and a captured graph would keep the one of its capture. Afterwards
+    ``layer.update_rate = r``, and so :func:`follow_learning_rate` and ``BCNUpdateRateHook``, act on captured graphs
+    too; a change costs a small launch per layer. Call it before the capture, after ``model.to(device)``. As with
+    optimizers' ``capturable=True``, nothing else changes.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The same network.
+
+    Examples:
+        >>> model = make_capturable(nn.Sequential(nn.Conv2d(3, 8, 3), BCN(8)))
+    """
+    for layer in model.modules():
+        if isinstance(layer, BCN) and layer.mode == 'micro_batch':
+            layer.keep_update_rate_on(layer.skipped_updates.device)
+    return model

@@ -1,6 +1,7 @@
 """Tensor functions: Weight Standardization and Batch-Channel Normalization. They know torch and nothing else."""
 from .batch_channel_norm import batch_channel_norm
+from .self_check import agree_on_kernels, check_kernels
 from .standardized_convolution import standardized_convolution
 from .weight_standardization import standardize_weight
 
-__all__ = ['batch_channel_norm', 'standardize_weight', 'standardized_convolution']
+__all__ = ['agree_on_kernels', 'batch_channel_norm', 'check_kernels', 'standardize_weight', 'standardized_convolution']

@@ -1,6 +1,7 @@
 """Batch-Channel Normalization (Qiao et al., Section 7): what it computes, and which implementation computes it."""
 import functools
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -103,11 +104,19 @@ def batch_channel_norm(x: Tensor,
     asked = _asked_for(impl)
     name = _fastest(x, num_groups, running_mean, sync) if asked == 'auto' else asked
     run = _implementation(name)
+    if training and isinstance(rate, Tensor) and rate.is_cpu and x.is_cuda:
+        _warn_of_captured_rate(x.device)
     arguments = (x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
                  training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
     if run in (batch_channel_norm_fused, batch_channel_norm_reference):
         return run(*arguments).relu_() if relu else run(*arguments)
     return run(*arguments, relu, name == asked) if name == 'triton' else run(*arguments, relu)
+
+
+def _warn_of_captured_rate(device: torch.device) -> None:
+    if not torch.compiler.is_compiling() and self_check.capturing(device):
+        warnings.warn('a CUDA graph is being captured, which keeps the update rate of this moment whatever is assigned '
+                      'later; call wsbcn_mmseg.layers.make_capturable(model) before the capture', stacklevel=3)
 
 
 def _check_shapes(shape: torch.Size, **tensors: Tensor) -> None:
