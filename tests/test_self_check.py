@@ -264,7 +264,7 @@ def test_a_launch_that_fails_in_a_segment_of_save_memory(name, kernels, monkeypa
         torch.manual_seed(0)
         model = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Conv2d(6, 6, 3), BCN(6, 3), torch.nn.ReLU())
                                       for _ in range(2)])
-        model = save_memory(model)
+        save_memory(model, 'light', ['0', '1'])
         model(x_of(1, 6, 9, 9)).square().sum().backward()
         return [p.grad for p in model.parameters()]
 
@@ -463,7 +463,7 @@ def _agreeing_ranks(rank: int) -> None:
 
 
 def _ranks(rank: int, folder: str) -> None:
-    os.environ['XDG_CACHE_HOME'] = folder
+    os.environ['XDG_CACHE_HOME'] = f'{folder}/{rank}'
     self_check.DEVICE_TYPES = ('cuda', 'cpu')
     _differing_ranks(rank)
     self_check._trusted.clear()

@@ -3,13 +3,17 @@
 The interpreter must be asked for before Triton is imported, so ``test_in_the_interpreter`` runs this file once more, in
 a process of its own.
 """
+import functools
 import os
+import random
+import re
 import subprocess
 import sys
 from typing import NamedTuple
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 triton = pytest.importorskip('triton', reason='needs Triton')
 import triton.language as tl  # noqa: E402
@@ -281,6 +285,12 @@ def test_any_strides():
 
 
 @needs_kernels
+def test_zero_strides():
+    x = torch.randn(2, 6, 1, 5, device=DEVICE).expand(2, 6, 7, 5)
+    assert check(x, arguments(6, 3), MODES['micro_batch']).y.is_contiguous()
+
+
+@needs_kernels
 def test_statistics_over_ranks():
     """The path around the collectives; a world of one must give what no world gives."""
     torch.distributed.init_process_group('gloo' if DEVICE == 'cpu' else 'nccl', rank=0, world_size=1,
@@ -325,6 +335,142 @@ def test_refuses_the_cpu():
     x = torch.randn(2, 4, 3)
     with pytest.raises(RuntimeError, match='needs a CUDA tensor'):
         batch_channel_norm(x, *torch.ones(4, 4).unbind(), *torch.ones(2, 2).unbind(), 2, training=False, impl='triton')
+
+
+KERNELS = {name: getattr(triton_kernels, name) for name in (
+    'moments_kernel', 'statistics_kernel', 'affine_kernel', 'dots_kernel', 'gradients_kernel', 'affine2_kernel')}
+TYPES = {torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.int64: '*i64'}
+compiles = pytest.mark.skipif(INTERPRETED, reason='needs the compiler')
+
+
+class Recorded:
+    """Stands for a kernel, and records the kinds of launches, of which each is compiled."""
+
+    def __init__(self, name: str, launches: dict):
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid):
+        return functools.partial(self.launch, grid)
+
+    def launch(self, grid, *args, **options) -> None:
+        assert max(grid) < 2**31
+        kernel = KERNELS[self.name]
+        given = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
+        signature, constants, hints = {}, {}, {}
+        for index, parameter in enumerate(kernel.params):
+            value = given[parameter.name]
+            specialized = isinstance(value, int) and not (parameter.is_constexpr or parameter.do_not_specialize)
+            if parameter.is_constexpr or value is None or specialized and value == 1:
+                signature[parameter.name], constants[index, ] = 'constexpr', value
+            elif isinstance(value, torch.Tensor):
+                signature[parameter.name], hints[index, ] = TYPES[value.dtype], [['tt.divisibility', 16]]
+            else:
+                signature[parameter.name] = 'fp32' if isinstance(value, float) else 'i32'
+                if specialized and value % 16 == 0:
+                    hints[index, ] = [['tt.divisibility', 16]]
+        key = self.name, str(signature), str(constants), str(hints), options.get('num_warps')
+        self.launches[key] = kernel, signature, constants, hints, options.get('num_warps', 4)
+
+
+@pytest.fixture
+def launches(monkeypatch) -> dict:
+    """What would be launched, for tensors without values."""
+    launches = {}
+    for name in KERNELS:
+        monkeypatch.setattr(triton_kernels, name, Recorded(name, launches))
+    monkeypatch.setattr(triton_kernels, 'INTERPRETED', True)
+    return launches
+
+
+def pretend(shape, num_groups: int, mode: Mode, dtype=torch.float32, memory_format=torch.contiguous_format,
+            backward=True, relu=False) -> None:
+    x = torch.empty(shape, dtype=dtype, device='meta').to(memory_format=memory_format).requires_grad_(backward)
+    channel, group = torch.empty(shape[1], device='meta'), torch.empty(num_groups, device='meta')
+    skipped = torch.empty(shape[1], dtype=torch.int64, device='meta')
+    y = batch_channel_norm_triton(x, channel, channel, channel, channel, group, group, num_groups, *mode[1:], 0.1, 1e-5,
+                                  False, skipped, relu)
+    if backward:
+        y.backward(torch.empty_like(y))
+
+
+def shapes_of_r101(batch: int, height: int, width: int) -> list[tuple[int, ...]]:
+    """Of the activations that DeepLabV3-R101 normalizes."""
+    sides = [(height, width)]
+    for _ in range(4):
+        sides.append(tuple((side + 1) // 2 for side in sides[-1]))
+    channels = [(64, 1), (64, 2), (256, 2), (128, 2), (128, 3), (512, 3), (256, 3), (256, 4), (1024, 4), (512, 4),
+                (2048, 4)]
+    return [*((batch, c, *sides[level]) for c, level in channels), (batch, 256, 1, 1)]
+
+
+@compiles
+@by_memory_format
+@pytest.mark.parametrize('batch, mode', [(4, 'large_batch'), (1, 'micro_batch')])
+def test_few_kernels_are_compiled(batch, mode, memory_format, launches):
+    for shape in shapes_of_r101(batch, 513, 513):
+        pretend(shape, 32, MODES[mode], memory_format=memory_format)
+    assert len(launches) <= 16  # of 12 kinds of activations, in six kernels
+    generator = random.Random(0)
+    for _ in range(100):  # images of their own sizes
+        for shape in shapes_of_r101(1, generator.randint(200, 700), generator.randint(200, 700)):
+            pretend(shape, 32, MODES['evaluation'], memory_format=memory_format, backward=False)
+    assert len(launches) <= 28
+
+
+@compiles
+@by_memory_format
+@pytest.mark.parametrize('shape', [(2, 64, 33, 33), (2, 64, 4, 4)], ids=str)
+def test_offsets_have_64_bits_and_every_target_compiles(shape, memory_format, launches):
+    """bfloat16 on Turing, which has no such arithmetic, and wavefronts of 64 threads on ROCm, included."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    pretend(shape, 16, MODES['large_batch'], torch.bfloat16, memory_format, relu=True)
+    assert len(launches) == len(KERNELS)
+    for kernel, signature, constants, hints, num_warps in launches.values():
+        for target in (GPUTarget('cuda', 75, 32), GPUTarget('hip', 'gfx90a', 64)):
+            compiled = triton.compile(ASTSource(kernel, signature, constants, hints), target=target,
+                                      options={'num_warps': num_warps})
+        offsets = re.findall(r'tt\.addptr .* : (?:tensor<\w*x)?!tt\.ptr<bf16>>?, (?:tensor<\w*x)?(\w+)', compiled.asm['ttir'])
+        assert set(offsets) <= {'i64'}
+        assert offsets or 'bf16' not in str(signature)
+
+
+@compiles
+@pytest.mark.parametrize('shape', [(2, 64, 2**15, 2**15), (2**20, 64, 5, 7), (1, 2**12, 2**10, 2**10)], ids=str)
+def test_grids_of_large_activations(shape, launches):
+    """The recorder checks them."""
+    pretend(shape, 16, MODES['micro_batch'])
+    pretend(shape, 16, MODES['micro_batch'], memory_format=torch.channels_last)
+
+
+@compiles
+def test_nothing_but_allocations_around_the_launches(launches):
+    class Calls(TorchDispatchMode):
+        names = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names += (str(func), )
+            return func(*args, **(kwargs or {}))
+
+    x = torch.empty(2, 64, 9, 9, device='meta', requires_grad=True)
+    channel, group = torch.empty(64, device='meta'), torch.empty(16, device='meta')
+    with Calls() as forward:
+        y = batch_channel_norm_triton(x, channel, channel, channel, channel, group, group, 16, True, False,
+                                      torch.tensor(0.1).double(), 1e-5, False, None)
+    assert [name for name in forward.names if 'empty' in name] == 2 * ['aten.empty.memory_format'] + [
+        'aten.empty_like.default']
+    assert len(forward.names) <= 8
+    with Calls() as backward:
+        torch.autograd.grad(y, x, torch.empty_like(y))
+    assert all('empty' in name or 'detach' in name for name in backward.names), backward.names
+    assert len(backward.names) <= 10
+
+
+@needs_kernels
+def test_planes_too_large_for_32_bits():
+    x = torch.empty(1, 1, 2**16, 2**15, dtype=torch.float16, device='meta')
+    with pytest.raises(RuntimeError, match='pixels'):
+        triton_kernels._check(x, 1)
 
 
 R101_SHAPES = [(2, 64, 257, 257), (2, 256, 129, 129), (2, 128, 65, 65), (2, 512, 65, 65), (2, 2048, 65, 65),

@@ -24,6 +24,7 @@ from .fused import batch_channel_norm_fused
 DEVICE_TYPES = ('cuda', 'cpu') if os.environ.get('TRITON_INTERPRET') == '1' else ('cuda', )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_GROUP_CHANNELS = 8192
+MAX_PIXELS = 2**31 - 2**12  # of a plane: within it offsets have 32 bits, across planes 64
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of the largest value, or of 1
 
 _trusted: dict[tuple[torch.device, torch.dtype], bool] = {}
@@ -59,6 +60,7 @@ CASES = (  # planes of odd size, of one tile, several tiles and one pixel; one i
 def kernels_serve(x: Tensor, num_groups: int) -> bool:
     """Whether the kernels can serve a call; checks them first where that has not been done."""
     if (x.dtype not in DTYPES or x.device.type not in DEVICE_TYPES or x.shape[1] // num_groups > MAX_GROUP_CHANNELS
+            or x.numel() > MAX_PIXELS * x.shape[0] * x.shape[1]
             or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__):  # has no memory of its own, as FakeTensor
         return False
     trusted = _trusted.get((x.device, x.dtype))

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import self_check, stock_stages
 from .estimates import merge_over_ranks, update_estimates
 from .planes import dense_format
-from .self_check import DTYPES, MAX_GROUP_CHANNELS
+from .self_check import DTYPES, MAX_GROUP_CHANNELS, MAX_PIXELS
 
 try:
     import triton
@@ -129,6 +129,9 @@ def _check(x: Tensor, num_groups: int) -> None:
     if x.shape[1] // num_groups > MAX_GROUP_CHANNELS:
         raise RuntimeError(f"impl='triton' serves at most {MAX_GROUP_CHANNELS} channels per group, got "
                            f"{x.shape[1] // num_groups}; impl='fused' serves any")
+    if x.numel() > MAX_PIXELS * x.shape[0] * x.shape[1]:
+        raise RuntimeError(f"impl='triton' serves at most {MAX_PIXELS} pixels, got input of shape {tuple(x.shape)}; "
+                           "impl='fused' serves any")
 
 
 def on_device_of(x: Tensor):
