@@ -28,7 +28,6 @@ CPU = torch.device('cpu')
 KERNELS = ('moments_kernel', 'statistics_kernel', 'affine_kernel', 'dots_kernel', 'gradients_kernel', 'affine2_kernel')
 MODES = {'micro_batch': dict(training=True), 'large_batch': dict(training=True, mode='large_batch'),
          'evaluation': dict(training=False)}
-by_mode = pytest.mark.parametrize('mode', MODES.values(), ids=MODES)
 
 
 @pytest.mark.skipif(INTERPRETED, reason='is in the interpreter')
@@ -144,7 +143,7 @@ def without_triton(monkeypatch):
 
 def test_a_missing_triton(monkeypatch):
     without_triton(monkeypatch)
-    with pytest.warns(UserWarning, match=r'Triton is not installed \(pip install triton\).*wsbcn check --gpu') as caught:
+    with pytest.warns(UserWarning, match=r'not installed \(pip install triton\).*wsbcn check --gpu') as caught:
         auto = run(**MODES['micro_batch'])
         run(**MODES['micro_batch'])
         batch_channel_norm(x_of(2, 4, 3, dtype=torch.float16), *torch.ones(4, 4), *torch.ones(2, 2), 2, training=False)
@@ -213,25 +212,23 @@ def test_a_race(kernels, monkeypatch):
     assert 'output differs between two runs' in self_check.check_kernels('cpu', torch.float32)
 
 
+SETTINGS = {**{name: dict(mode, shape=(2, 6, 5, 7), relu=True) for name, mode in MODES.items()},
+            'pixels': dict(MODES['micro_batch'], shape=(3, 6, 1, 1), groups=1)}
+
+
 @in_the_interpreter
-@by_mode
+@pytest.mark.parametrize('settings', SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize('name', KERNELS)
-@pytest.mark.parametrize('shape, groups', [((2, 6, 5, 7), 3), ((3, 6, 1, 1), 1)], ids=['planes', 'pixels'])
 @pytest.mark.usefixtures('trusted')
-def test_a_launch_that_fails_later(shape, groups, name, mode, kernels, monkeypatch):
+def test_a_launch_that_fails_later(name, settings, kernels, monkeypatch):
     """The estimates must move once, and the gradients belong to the forward pass."""
-    mode = dict(mode, shape=shape, groups=groups)
-    expected = [run('fused', relu=relu, **mode) for relu in (False, True)]
-    for relu in (False, True):
-        self_check._trusted.update({(CPU, torch.float32): True})
-        self_check._warned.clear()
-        with monkeypatch.context() as patch, pytest.warns(UserWarning, match='out of resource') as caught:
-            failing(kernels, patch, name, RuntimeError('out of resource: shared memory'))
-            assert_same(run(relu=relu, **mode), expected[relu])
-            assert chosen() == 'fused'
-            run(**mode)
-        only_warning(caught)
-        assert chosen(torch.float16) == 'triton'
+    failing(kernels, monkeypatch, name, RuntimeError('out of resource: shared memory'))
+    with pytest.warns(UserWarning, match='out of resource') as caught:
+        assert_same(run(**settings), run('fused', **settings))
+        assert chosen() == 'fused'
+        run(**settings)
+    only_warning(caught)
+    assert chosen(torch.float16) == 'triton'
 
 
 @in_the_interpreter
@@ -412,8 +409,13 @@ def test_a_captured_graph_can_follow_the_update_rate(monkeypatch):
 
     monkeypatch.setattr(self_check, 'capturing', lambda _: True)
     module = sys.modules['wsbcn_mmseg.ops.batch_channel_norm']
+    on_gpu = SimpleNamespace(is_cuda=True, device=torch.device('cuda'))
     with pytest.warns(UserWarning, match='make_capturable'):
-        module._warn_of_captured_rate(CPU)
+        module._warn_of_captured_rate(on_gpu, True, on_host)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        module._warn_of_captured_rate(on_gpu, True, model[1]._update_rate)
+        module._warn_of_captured_rate(on_gpu, False, on_host)
 
 
 def _differing_ranks(rank: int) -> None:

@@ -430,7 +430,8 @@ def test_offsets_have_64_bits_and_every_target_compiles(shape, memory_format, la
         for target in (GPUTarget('cuda', 75, 32), GPUTarget('hip', 'gfx90a', 64)):
             compiled = triton.compile(ASTSource(kernel, signature, constants, hints), target=target,
                                       options={'num_warps': num_warps})
-        offsets = re.findall(r'tt\.addptr .* : (?:tensor<\w*x)?!tt\.ptr<bf16>>?, (?:tensor<\w*x)?(\w+)', compiled.asm['ttir'])
+        offsets = re.findall(r'tt\.addptr .* : (?:tensor<\w*x)?!tt\.ptr<bf16>>?, (?:tensor<\w*x)?(\w+)',
+                             compiled.asm['ttir'])
         assert set(offsets) <= {'i64'}
         assert offsets or 'bf16' not in str(signature)
 

@@ -101,20 +101,19 @@ def batch_channel_norm(x: Tensor,
         raise ValueError('large-batch BCN needs more than one value per channel in training, got input of shape '
                          f"{tuple(x.shape)}: use mode='micro_batch', or sync=True over several ranks")
     sync = sync and batch_statistics
-    asked = _asked_for(impl)
-    name = _fastest(x, num_groups, running_mean, sync) if asked == 'auto' else asked
+    name, forced = _choice(impl, x, num_groups, running_mean, sync)
     run = _implementation(name)
-    if training and isinstance(rate, Tensor) and rate.is_cpu and x.is_cuda:
-        _warn_of_captured_rate(x.device)
+    _warn_of_captured_rate(x, training, rate)
     arguments = (x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
                  training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
     if run in (batch_channel_norm_fused, batch_channel_norm_reference):
         return run(*arguments).relu_() if relu else run(*arguments)
-    return run(*arguments, relu, name == asked) if name == 'triton' else run(*arguments, relu)
+    return run(*arguments, relu, forced) if name == 'triton' else run(*arguments, relu)
 
 
-def _warn_of_captured_rate(device: torch.device) -> None:
-    if not torch.compiler.is_compiling() and self_check.capturing(device):
+def _warn_of_captured_rate(x: Tensor, training: bool, rate: float | Tensor) -> None:
+    on_host = training and x.is_cuda and isinstance(rate, Tensor) and rate.is_cpu
+    if on_host and not torch.compiler.is_compiling() and self_check.capturing(x.device):
         warnings.warn('a CUDA graph is being captured, which keeps the update rate of this moment whatever is assigned '
                       'later; call wsbcn_mmseg.layers.make_capturable(model) before the capture', stacklevel=3)
 
@@ -164,14 +163,14 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
 
 def implementation_name(impl: str, x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
     """The name of the implementation that serves a call: ``impl``, or what ``'auto'`` stands for."""
-    asked = _asked_for(impl)
-    return _fastest(x, num_groups, running_mean, sync) if asked == 'auto' else asked
+    return _choice(impl, x, num_groups, running_mean, sync)[0]
 
 
-def _asked_for(impl: str) -> str:
-    if impl != 'auto':
-        return impl
-    return 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
+def _choice(impl: str, x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> tuple[str, bool]:
+    """An implementation, and whether the caller or the environment names it."""
+    if impl == 'auto':
+        impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
+    return (_fastest(x, num_groups, running_mean, sync), False) if impl == 'auto' else (impl, True)
 
 
 def _implementation(impl: str) -> Callable[..., Tensor]:
@@ -195,8 +194,8 @@ def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
         arguments: Of the call, by name.
     """
     batch_statistics = arguments['training'] and arguments['mode'] == 'large_batch'
-    name = implementation_name(arguments['impl'], arguments['x'], arguments['num_groups'], arguments['running_mean'],
-                               arguments['sync'] and batch_statistics and _several_ranks())
+    name, forced = _choice(arguments['impl'], arguments['x'], arguments['num_groups'], arguments['running_mean'],
+                           arguments['sync'] and batch_statistics and _several_ranks())
     if name == 'cpp':
         return functools.partial(cpp.repeated_cpp, arguments['relu'])
     if name == 'fused' and not arguments['relu']:
@@ -204,8 +203,7 @@ def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
                                  arguments['channel_bias'].detach())
     if name == 'triton':
         from .triton_kernels import repeated_triton
-        return functools.partial(repeated_triton, arguments['relu'], arguments['num_groups'],
-                                 _asked_for(arguments['impl']) == name)
+        return functools.partial(repeated_triton, arguments['relu'], arguments['num_groups'], forced)
     return None
 
 

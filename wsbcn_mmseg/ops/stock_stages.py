@@ -12,7 +12,7 @@ from .planes import plane_affine, plane_affine2, plane_dots, plane_moments
 
 
 def planes_of(kept: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``kept``: (4, B, C), mean, variance, scale and shift of every plane; and (2, C), mean and variance of Eq. 40."""
+    """Of ``kept``: mean, variance, scale and shift of every plane, (4, B, C); mean and variance of Eq. 40, (2, C)."""
     images, channels = x.shape[:2]
     return (kept[:4 * images * channels].view(4, images, channels), kept[4 * images * channels:].view(2, channels))
 
