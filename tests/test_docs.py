@@ -136,7 +136,7 @@ def code_of(name: str) -> str:
     return '\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / name).read_text(), re.S))
 
 
-@pytest.mark.parametrize('page', ['start_pytorch.md', 'micro_batch.md', 'pretrained_weights.md', 'memory.md'])
+@pytest.mark.parametrize('page', ['start_pytorch.md', 'micro_batch.md', 'pretrained_weights.md', 'memory.md', 'gpu.md'])
 def test_code_of_pages_runs(page):
     exec(code_of(page), {})
 
