@@ -24,6 +24,7 @@ from wsbcn_mmseg.ops.batch_channel_norm import implementation_name
 NO_TESTS = 5  # pytest's exit status
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 in_the_interpreter = pytest.mark.skipif(not INTERPRETED, reason='test_in_the_interpreter runs it')
+needs_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason='needs a CUDA GPU')
 CPU = torch.device('cpu')
 KERNELS = ('moments_kernel', 'statistics_kernel', 'affine_kernel', 'dots_kernel', 'gradients_kernel', 'affine2_kernel')
 MODES = {'micro_batch': dict(training=True), 'large_batch': dict(training=True, mode='large_batch'),
@@ -276,8 +277,8 @@ def test_a_launch_that_fails_in_a_segment_of_save_memory(name, kernels, monkeypa
 @in_the_interpreter
 @pytest.mark.usefixtures('trusted')
 def test_what_cannot_be_recovered_raises(kernels, monkeypatch):
-    failing(kernels, monkeypatch, 'affine_kernel', torch.OutOfMemoryError('CUDA out of memory'))
-    with pytest.raises(torch.OutOfMemoryError):
+    failing(kernels, monkeypatch, 'affine_kernel', torch.cuda.OutOfMemoryError('CUDA out of memory'))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
         run(**MODES['micro_batch'])
     failing(kernels, monkeypatch, 'affine_kernel', RuntimeError('an illegal memory access was encountered'))
     monkeypatch.setattr(self_check, 'device_works', lambda _: False)
@@ -315,8 +316,8 @@ def test_agreement_is_remembered_on_disk(monkeypatch):
     assert json.loads(agreements.path().read_text())['agreed'] == agreed
 
 
-@pytest.mark.parametrize('what, other', [('_hardware', ['NVIDIA T4', '7.5', 'driver 1']), ('_version', '9.9'),
-                                         ('_digest', '0')])
+@pytest.mark.parametrize('what, other', [('_hardware', ['NVIDIA T4', '7.5', 'driver 1']), ('_triton', '9.9'),
+                                         ('_package', '9.9'), ('_digest', '0')])
 def test_agreement_of_other_versions_is_not_used(what, other, monkeypatch):
     agreements.remember(agreements.key(CPU, torch.float32))
     assert agreements.holds(agreements.key(CPU, torch.float32))
@@ -482,3 +483,47 @@ def test_one_process_agrees_with_itself():
     assert ops.agree_on_kernels('cpu')
     self_check._trusted[CPU, torch.float16] = False
     assert not ops.agree_on_kernels('cpu')
+
+
+@needs_gpu
+@pytest.mark.parametrize('dtype', self_check.DTYPES)
+def test_the_kernels_agree_on_the_gpu(dtype, monkeypatch):
+    monkeypatch.undo()  # all cases
+    assert self_check.check_kernels('cuda', dtype) is None
+
+
+@needs_gpu
+def test_a_captured_graph_follows_the_update_rate_and_a_side_stream():
+    layer, x = make_capturable(BCN(64).cuda()), torch.randn(1, 64, 33, 33, device='cuda')
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        expected = layer(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert chosen_on_the_gpu() == 'triton'
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        y = layer(x)
+    layer.update_rate = 0.5
+    before = layer.bn.running_mean.clone()
+    graph.replay()
+    moved = before + 0.5 * (x.mean((0, 2, 3)) - before)
+    torch.testing.assert_close(layer.bn.running_mean, moved, rtol=1e-4, atol=1e-5)
+    layer.update_rate = 0
+    graph.replay()
+    torch.testing.assert_close(layer.bn.running_mean, moved, rtol=1e-4, atol=1e-5)
+    assert y.shape == expected.shape
+
+
+def chosen_on_the_gpu() -> str:
+    return implementation_name('auto', torch.zeros(1, 64, 5, 5, device='cuda'), 32, torch.zeros(64), False)
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_a_gpu_that_is_not_the_current_one():
+    layer, x = BCN(64).to('cuda:1'), torch.randn(1, 64, 33, 33, device='cuda:1')
+    y = layer(x)
+    y.sum().backward()
+    assert self_check._trusted[x.device, x.dtype]
+    assert torch.cuda.current_device() == 0

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def path() -> Path:
 
 def key(device: torch.device, dtype: torch.dtype) -> str:
     """What an agreement depends on."""
-    return ' | '.join([*_hardware(device), f'torch {torch.__version__}', f'triton {_version("triton")}',
-                       f'wsbcn_mmseg {_version("wsbcn_mmseg")}, kernels {_digest()}', str(dtype)])
+    return ' | '.join([*_hardware(device), f'torch {torch.__version__}', f'triton {_triton()}',
+                       f'wsbcn_mmseg {_package()}, kernels {_digest()}', str(dtype)])
 
 
 def _hardware(device: torch.device) -> list[str]:
@@ -43,10 +44,17 @@ def _driver() -> str:
     return str(torch._C._cuda_getDriverVersion()) if hasattr(torch._C, '_cuda_getDriverVersion') else 'unknown'
 
 
-def _version(package: str) -> str:
+def _triton() -> str:
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return import_module('triton').__version__  # of a distribution with one of several names
+    except Exception:  # not installed, or installed and broken
+        return 'unknown'
+
+
+def _package() -> str:
+    try:
+        return version('wsbcn_mmseg')
+    except PackageNotFoundError:  # not installed, but in PYTHONPATH
         return 'unknown'
 
 

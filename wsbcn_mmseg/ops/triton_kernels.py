@@ -197,7 +197,7 @@ def _stage(kernels: Callable, stock: Callable, x: Tensor, call: Call, *arguments
     """A stage by kernels; if a launch fails, by stock operators, which serve all calls from then on."""
     try:
         return kernels(*arguments)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # of a compiler, a driver, or this package
         if call.forced or not self_check.device_works(x.device):
