@@ -189,8 +189,9 @@ def test_a_compiler_that_fails(error, kernels, monkeypatch):
     ('affine_kernel', 2, 'output'), ('statistics_kernel', 2, 'running mean'),
     ('statistics_kernel', 3, 'running variance'), ('affine2_kernel', 4, 'gradient of the input'),
     ('gradients_kernel', 5, 'gradient of beta\\^c')])
-@pytest.mark.parametrize('value', [1e-3, float('nan')], ids=['off', 'nan'])
-def test_kernels_that_return_wrong_numbers(name, argument, wrong, value, kernels, monkeypatch):
+def test_kernels_that_return_wrong_numbers(name, argument, wrong, kernels, monkeypatch):
+    value = float('nan') if name == 'affine_kernel' else 1e-3
+
     def after(*args):
         args[argument].view(-1)[0] += value
 

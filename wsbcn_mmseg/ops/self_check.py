@@ -113,7 +113,7 @@ def _warn(device: torch.device, dtype: torch.dtype, cause: str) -> None:
 def cause_of(error: Exception) -> str:
     """An error in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {lines[-1]}' if lines else type(error).__name__
+    return f'{type(error).__name__}: {lines[-1].rstrip(".")}' if lines else type(error).__name__
 
 
 def capturing(device: torch.device) -> bool:
