@@ -118,7 +118,7 @@ def cause_of(error: Exception) -> str:
 
 def capturing(device: torch.device) -> bool:
     """Whether work on the current stream becomes part of a CUDA graph, and does not run now."""
-    return device.type == 'cuda' and torch.cuda.is_current_streamcapturing()
+    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
 
 
 def device_works(device: torch.device) -> bool:
