@@ -1,12 +1,15 @@
 """The structure of the package: the direction of imports, the size of modules and functions, and the spelling."""
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT
 
 PACKAGE = ROOT / 'wsbcn_mmseg'
@@ -95,3 +98,24 @@ def test_spelling_inside_names_is_american():
              for path in sources('wsbcn_mmseg', 'tools', 'configs', 'examples')
              for number, line in enumerate(path.read_text().splitlines(), 1) if british.search(line)}
     assert not found
+
+
+def missing_names_of_torch(path: Path) -> list[str]:
+    """Attributes of torch and its modules, written out in code, that this torch does not have."""
+    missing = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        text = ast.unparse(node) if isinstance(node, ast.Attribute) else ''
+        if re.fullmatch(r'torch(\.[a-zA-Z]\w*)+', text) and not text.startswith('torch.ops.'):  # ours
+            value = torch
+            for name in text.split('.')[1:]:
+                if not isinstance(value, ModuleType):
+                    break
+                if not hasattr(value, name) and importlib.util.find_spec(f'{value.__name__}.{name}') is None:
+                    missing.append(f'{path.name}: {text}')
+                    break
+                value = getattr(value, name, None)
+    return missing
+
+
+def test_names_of_torch_exist_in_code_that_only_a_gpu_runs():
+    assert [name for file in sources('wsbcn_mmseg', 'wsbcn', 'tools') for name in missing_names_of_torch(file)] == []
