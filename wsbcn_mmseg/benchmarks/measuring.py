@@ -145,6 +145,8 @@ class Benchmark(NamedTuple):
     columns: dict[str, str]  # keys of a row, with format specifications
     draw: Callable[[list[Row]], Figure]
     dtype: Callable[[Options], str]  # as the names of its files have it
+    computed: bool = False  # nothing is timed: its rows and the names of its files say nothing of a machine
+    summary: Callable[[list[Row]], list[Row]] = list  # the rows to show
 
 
 def layer_dtype(options: Options) -> str:
