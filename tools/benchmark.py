@@ -27,7 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cuda-graphs', action='store_true', help='layers replayed from CUDA graphs')
     parser.add_argument('--amp', action='store_true', help='networks under autocast to bfloat16')
     parser.add_argument('--crop', type=positive, help='side of the images of networks; None: 257 on CPU, 513 on CUDA')
-    parser.add_argument('--batch', type=positive, nargs='+', default=[2], help='images per step of networks')
+    parser.add_argument('--batch', type=positive, nargs='+',
+                        help='images at a time; None: 1, 2 and 4 of layers, 2 of networks')
     parser.add_argument('--depth', type=int, choices=[50, 101], nargs='+', default=[50, 101], help='of the ResNet')
     parser.add_argument('--repeats', type=positive, help='rounds that count; None: by benchmark and device')
     parser.add_argument('--threads', type=positive, help='of PyTorch on the CPU; None: all')
@@ -60,7 +61,8 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     crop = args.crop or (65 if args.quick else 257 if args.device == 'cpu' else 513)
     options = Options(args.device, getattr(torch, args.dtype), args.channels_last, args.cuda_graphs, args.amp,
-                      args.quick, args.repeats, crop, args.batch, [50] if args.quick else args.depth, ROOT / 'configs')
+                      args.quick, args.repeats, crop, args.batch or (2, ), args.batch or (1, 2, 4),
+                      [50] if args.quick else args.depth, ROOT / 'configs')
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     for name in args.benchmarks:

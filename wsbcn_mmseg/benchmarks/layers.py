@@ -168,7 +168,7 @@ def _layer_rows(shape: tuple[int, int, int, int], options: Options) -> list[Row]
 def layers(options: Options, shapes: Sequence[tuple[int, int, int, int]] | None = None) -> list[Row]:
     """Forward and backward pass of single layers."""
     if shapes is None:
-        shapes = TARGET_SHAPES if options.quick else [(batch, channels, side, side) for batch in (1, 2, 4)
+        shapes = TARGET_SHAPES if options.quick else [(batch, channels, side, side) for batch in options.layer_batches
                                                       for channels, side in LAYER_SHAPES]
     return [row for shape in track(shapes, 'Layers') for row in _layer_rows(shape, options)]
 

@@ -41,6 +41,7 @@ class Options:
     repeats: int | None = None  # rounds that count
     crop: int = 257
     batches: Sequence[int] = (2, )  # of the networks
+    layer_batches: Sequence[int] = (1, 2, 4)
     depths: Sequence[int] = (50, 101)
     configs: Path = Path('configs')
 
