@@ -30,14 +30,14 @@ def show(title: str, lines: Iterable[Line]) -> bool:
 
 def main() -> None:
     args = parse_args()
+    if args.gpu and (reason := no_gpu()):
+        sys.exit(f'{Path(sys.argv[0]).name}: {reason}')
     show('Versions', installed_versions())
     try:
         import wsbcn_mmseg  # noqa: F401
     except Exception as error:  # of torch, OpenMMLab and what they import
         sys.exit(f'wsbcn_mmseg cannot be imported: {type(error).__name__}: {error}')
     if args.gpu:
-        if reason := no_gpu():
-            sys.exit(f'{Path(sys.argv[0]).name}: {reason}')
         broken = show('Kernels', gpu_kernels())
     else:
         broken = show('Devices', devices())

@@ -93,7 +93,10 @@ def _device(device: str, name: str) -> Line:
 
 def no_gpu() -> str | None:
     """Why there is no GPU to check, in a sentence; None if there is one."""
-    import torch
+    try:
+        import torch
+    except Exception as error:  # of any kind
+        return f'PyTorch cannot be imported: {error}'
     if torch.cuda.is_available():
         return None
     built = torch.version.cuda or torch.version.hip

@@ -3,6 +3,7 @@
 ``python -m wsbcn_mmseg.benchmarks.gpu.agreement --device cuda --out FOLDER``; on a CPU with ``TRITON_INTERPRET=1``.
 """
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from wsbcn_mmseg.diagnostics.agreement import CASES, MANY_CASES, TOLERANCES, agreement, tail
+from wsbcn_mmseg.diagnostics.agreement import CASES, MANY_CASES, TOLERANCES, Case, agreement, tail
 from wsbcn_mmseg.plotting import COLORS, MARKERS
 from wsbcn_mmseg.runtime.records import write_csv
 
@@ -22,6 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda', help='cuda, or cpu in the interpreter')
     parser.add_argument('--out', type=Path, required=True, help='folder of agreement.csv and agreement.png')
     parser.add_argument('--few', action='store_true', help='small cases only')
+    parser.add_argument('--seconds', type=float, default=float('inf'), help='leave the rest after so many')
     return parser.parse_args()
 
 
@@ -37,30 +39,36 @@ def draw(rows: list[dict]) -> Figure:
     axes.set(xscale='log', xlabel='largest error / what is allowed')
     axes.grid(axis='x', alpha=0.3)
     axes.invert_yaxis()
-    axes.legend()
+    figure.legend(loc='outside upper center', ncols=len(TOLERANCES), frameon=False)
     return figure
+
+
+def row_of(case: Case, device: str, dtype: torch.dtype) -> dict:
+    """Run a case, and print what came out."""
+    start, name, reason = time.monotonic(), str(dtype).removeprefix('torch.'), ''
+    try:
+        quantity, error, tolerance = agreement(case, device, dtype, 'triton')[2:]
+    except Exception as raised:  # of drivers, compilers and kernels of any kind
+        print(tail(raised), flush=True)
+        quantity, error, tolerance, reason = '', float('nan'), 0.0, tail(raised).splitlines()[0]
+    passed = error <= tolerance
+    print(f'{name}, {case.name}: {"agrees" if passed else "FAILS"} ({quantity} {error:.1e}) {reason}', flush=True)
+    return {'case': case.name, 'dtype': name, 'quantity': quantity, 'error': error, 'tolerance': tolerance,
+            'passed': passed, 'reason': reason, 'seconds': time.monotonic() - start}
 
 
 def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for dtype in TOLERANCES:
-        for case in [case for case in CASES if case.name in FEW] if args.few else MANY_CASES:
-            start = time.monotonic()
-            name = str(dtype).removeprefix('torch.')
-            try:
-                quantity, error, tolerance = agreement(case, args.device, dtype, 'triton')[2:]
-                reason = ''
-            except Exception as raised:  # of drivers, compilers and kernels of any kind
-                print(tail(raised), flush=True)
-                quantity, error, tolerance, reason = '', float('nan'), 0.0, tail(raised).splitlines()[0]
-            rows.append({'case': case.name, 'dtype': name, 'quantity': quantity, 'error': error, 'tolerance': tolerance,
-                         'passed': error <= tolerance, 'reason': reason, 'seconds': time.monotonic() - start})
-            print(f'{name}, {case.name}: {"agrees" if rows[-1]["passed"] else "FAILS"} ({quantity} {error:.1e}) '
-                  f'{reason}', flush=True)
-            write_csv(rows, args.out / 'agreement.csv')
-        draw(rows).savefig(args.out / 'agreement.png', dpi=120)
+    rows, end = [], time.monotonic() + args.seconds
+    cases = [case for case in CASES if case.name in FEW] if args.few else MANY_CASES
+    for case, dtype in itertools.product(cases, TOLERANCES):
+        if time.monotonic() > end:
+            print(f'{len(cases) * len(TOLERANCES) - len(rows)} cases are left out after {args.seconds:.0f} s')
+            break
+        rows.append(row_of(case, args.device, dtype))
+        write_csv(rows, args.out / 'agreement.csv')
+    draw(rows).savefig(args.out / 'agreement.png', dpi=120)
     failed = [row for row in rows if not row['passed']]
     if failed:
         sys.exit(f'{len(failed)} of {len(rows)} cases fail, the first of them {failed[0]["dtype"]}, '

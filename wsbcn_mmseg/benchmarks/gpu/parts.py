@@ -35,7 +35,8 @@ class Outcome(NamedTuple):
 
 
 def run_parts(parts: Sequence[Part], folder: Path, limit: float,
-              progress: Callable[[Part, list[Outcome]], None] = lambda part, outcomes: None) -> list[Outcome]:
+              started: Callable[[Part], None] = lambda part: None,
+              ended: Callable[[Outcome, list[Outcome]], None] = lambda outcome, outcomes: None) -> list[Outcome]:
     """Run the parts that have not passed yet, in their order, each in processes of its own.
 
     A part that fails, or takes longer than it may, does not keep the others from running. When the limit is reached the
@@ -46,7 +47,8 @@ def run_parts(parts: Sequence[Part], folder: Path, limit: float,
         parts: What to run, the most important first.
         folder: Where ``logs/NAME.log`` and ``parts/NAME.json`` are written; parts write to ``results/NAME``.
         limit: Seconds that all parts together may take in this run.
-        progress: Called before each part that runs, and after it, with the outcomes of all parts so far.
+        started: Called before each part that runs.
+        ended: Called after it, with its outcome and those of all parts so far.
 
     Returns:
         The outcomes, in the order of the parts.
@@ -59,10 +61,10 @@ def run_parts(parts: Sequence[Part], folder: Path, limit: float,
         if part.not_here:
             outcomes[part.name] = Outcome(part.name, NOT_HERE, reason=part.not_here)
         elif outcomes[part.name].status != PASSED and time.monotonic() < end:
-            progress(part, list(outcomes.values()))
+            started(part)
             outcomes[part.name] = outcome = _run(part, folder, end)
-            _write(folder / 'parts' / f'{part.name}.json', outcome)
-            progress(part, list(outcomes.values()))
+            _write(_state(part, folder), outcome)
+            ended(outcome, list(outcomes.values()))
     return list(outcomes.values())
 
 
@@ -89,7 +91,7 @@ def _run(part: Part, folder: Path, end: float) -> Outcome:
     start = time.monotonic()
     path = folder / 'logs' / f'{part.name}.log'
     commands = [list(command) for command in part.commands]
-    shutil.rmtree(folder / 'results' / part.name, ignore_errors=True)  # of an attempt before, perhaps on another machine
+    shutil.rmtree(folder / 'results' / part.name, ignore_errors=True)  # of an attempt before
     with path.open('w') as log:
         for command in commands:
             left = min(start + part.seconds, end) - time.monotonic()

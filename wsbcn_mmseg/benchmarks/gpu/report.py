@@ -20,7 +20,8 @@ from .targets import PASS, Target, read, targets
 
 LIMIT = 480.0  # seconds
 NOT_FOR_PARTS = ('PRETRAINED', 'WSBCN_IMPL', 'NNODES', 'NODE_RANK', 'WORLD_SIZE', 'RANK', 'PORT')
-TABLES = {'networks': 'networks', 'networks_amp': 'networks', 'memory': 'memory', 'deployment': 'deployment'}
+TABLES = {'networks': 'networks', 'networks_amp': 'networks', 'memory': 'memory', 'deployment': 'deployment',
+          **dict.fromkeys(('layers_batch_1', 'layers_graphs', 'layers_batch_2_and_4', 'layers_bfloat16'), 'layers')}
 REHEARSAL = ('**This is a rehearsal on a CPU.** Sizes are small, kernels ran in Triton\'s interpreter, and times are '
              'those of other implementations. Nothing here says anything about a GPU.')
 
@@ -51,15 +52,14 @@ def gpu_report(folder: Path, tools: Path, limit: float = LIMIT, rehearse: bool =
     implementation = implementations('cpu' if rehearse else 'cuda')[-1]
     console = Console()
 
-    def progress(part: Part, outcomes: list[Outcome]) -> None:
-        outcome = next(outcome for outcome in outcomes if outcome.name == part.name)
-        if outcome.seconds:
-            console.print(f'  {outcome.status}, {outcome.seconds:.0f} s')
-            write_report(folder, parts, outcomes, facts, implementation, rehearse)
-        else:
-            console.print(f'{part.title}, at most {part.seconds:.0f} s (logs/{part.name}.log)')
+    def started(part: Part) -> None:
+        console.print(f'{part.title}, at most {part.seconds:.0f} s (logs/{part.name}.log)')
 
-    outcomes = run_parts(parts, folder, limit, progress)
+    def ended(outcome: Outcome, outcomes: list[Outcome]) -> None:
+        console.print(f'  {outcome.status}, {outcome.seconds:.0f} s')
+        write_report(folder, parts, outcomes, facts, implementation, rehearse)
+
+    outcomes = run_parts(parts, folder, limit, started, ended)
     write_report(folder, parts, outcomes, facts, implementation, rehearse)
     return not list(unfinished(outcomes))
 
@@ -95,7 +95,7 @@ def write_report(folder: Path, parts: Sequence[Part], outcomes: Sequence[Outcome
                 f'Written on {datetime.datetime.now():%Y-%m-%d %H:%M}.',
                 '## Targets', _targets(judged), '## Parts',
                 markdown_table(rows, {'part': '', 'outcome': '', 'seconds': '.0f', 'files': ''}),
-                *_reasons(outcomes, titles), *_results(folder, outcomes, titles)]
+                *_reasons(outcomes, titles), *_results(folder, outcomes, titles, implementation)]
     temporary = folder / 'report.part'
     temporary.write_text('\n\n'.join(sections) + '\n')
     temporary.replace(folder / 'report.md')
@@ -123,8 +123,8 @@ def _reasons(outcomes: Sequence[Outcome], titles: dict[str, str]) -> list[str]:
     return lines
 
 
-def _results(folder: Path, outcomes: Sequence[Outcome], titles: dict[str, str]) -> list[str]:
-    """Tables and plots."""
+def _results(folder: Path, outcomes: Sequence[Outcome], titles: dict[str, str], implementation: str) -> list[str]:
+    """Tables and plots; of layers only those of one implementation of BCN, forward and backward together."""
     lines = ['## Results']
     for outcome in outcomes:
         results = folder / 'results' / outcome.name
@@ -132,6 +132,8 @@ def _results(folder: Path, outcomes: Sequence[Outcome], titles: dict[str, str]) 
             _draw_training(results)
         plots = [f'![{titles[outcome.name]}]({path.relative_to(folder)})' for path in sorted(results.glob('*.png'))]
         rows = read(folder, outcome.name) if outcome.name in TABLES else []
+        rows = [row for row in rows if TABLES[outcome.name] != 'layers'
+                or row['pass'] == 'both' and row['implementation'] == implementation]
         table = [markdown_table(rows, BENCHMARKS[TABLES[outcome.name]].columns)] if rows else []
         if plots or table:
             lines += [f'### {titles[outcome.name]}', *table, *plots]
