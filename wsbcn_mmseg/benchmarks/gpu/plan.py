@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .parts import Part
 
+LARGE = '(r101_shapes or more_values)'  # tests that take long
 ITERATIONS, REHEARSED_ITERATIONS = 200, 6
 NEEDS_GPU = 'needs a GPU'
 
@@ -19,24 +20,24 @@ def parts_on_gpu(folder: Path, tools: Path) -> list[Part]:
     plan = _Plan(folder, tools, 'cuda')
     network = ('--depth', '101', '--batch')
     return [
-        plan.module('agreement', 'The kernels against float64', 130, '--seconds', '110'),
-        plan.benchmark('layers_batch_1', 'Layers, one image', 60, 'layers', '--batch', '1'),
-        plan.benchmark('layers_graphs', 'Layers in CUDA graphs', 70, 'layers', '--batch', '1', '4', '--cuda-graphs'),
-        plan.benchmark('networks', 'Training steps', 110, 'networks', *network, '2', '--repeats', '10'),
+        plan.module('agreement', 'The kernels against float64', 110, '--seconds', '80'),
+        plan.benchmark('layers_batch_1', 'Layers, one image', 90, 'layers', '--batch', '1'),
+        plan.benchmark('layers_graphs', 'Layers in CUDA graphs', 90, 'layers', '--batch', '1', '4', '--cuda-graphs'),
+        plan.benchmark('networks', 'Training steps', 110, 'networks', *network, '2', '--repeats', '7'),
         plan.benchmark('memory', 'Memory', 80, 'memory', *network, '2', '--repeats', '5'),
-        plan.benchmark('layers_batch_2_and_4', 'Layers, two and four images', 70, 'layers', '--batch', '2', '4'),
+        plan.benchmark('layers_batch_2_and_4', 'Layers, two and four images', 90, 'layers', '--batch', '2', '4'),
         plan.data('data', 'Synthetic data', 60, train=60, val=42, sbd=120),
         plan.training('training_float32', 'Training', 90, ITERATIONS, 10),
         plan.training('training_amp', 'Training with --amp', 90, ITERATIONS, 10, '--amp'),
         plan.benchmark('deployment', 'Inference', 60, 'deployment', *network, '1', '--repeats', '20'),
         plan.module('two_processes', 'Two processes', 90),
-        plan.tests('tests', 'Tests that need a GPU', 180, 'tests/test_triton.py',
-                   'tests/test_batch_channel_norm.py::test_fused_form_on_cuda',
-                   '--deselect', 'tests/test_triton.py::test_in_the_interpreter'),
+        plan.tests('tests', 'Tests that need a GPU', 120, 'tests/test_triton.py', '-k', f'not interpreter and not {LARGE}',
+                   'tests/test_batch_channel_norm.py::test_fused_form_on_cuda'),
         plan.benchmark('layers_bfloat16', 'Layers, bfloat16 and channels-last', 60, 'layers', '--quick', '--dtype',
                        'bfloat16', '--channels-last', '--repeats', '25'),
         plan.benchmark('networks_amp', 'Training steps, bfloat16 and channels-last', 110, 'networks', *network, '2',
-                       '--repeats', '5', '--amp', '--channels-last')]
+                       '--repeats', '5', '--amp', '--channels-last'),
+        plan.tests('tests_large', 'Tests at the shapes of ResNet-101', 180, 'tests/test_triton.py', '-k', LARGE)]
 
 
 def parts_rehearsed(folder: Path, tools: Path) -> list[Part]:
@@ -98,8 +99,7 @@ class _Plan:
         root = self.tools.parent
         part = self._part(name, title, seconds, [
             '-m', 'pytest', '-v', '-p', 'no:cacheprovider', '--rootdir', root, '-c', root / 'pyproject.toml',
-            *(root / argument if argument.startswith('tests/') and '--deselect' not in arguments[index - 1:index]
-              else argument for index, argument in enumerate(arguments))], **environment)
+            *(root / argument if argument.startswith('tests/') else argument for argument in arguments)], **environment)
         there = (root / 'tests').is_dir()
         return part if there else part._replace(not_here='the tests are in a checkout, not in an installed package')
 
