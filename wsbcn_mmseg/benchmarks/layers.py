@@ -33,8 +33,8 @@ UPDATE_RATE = 0.007
 LAYER_SHAPES = (
     (64, 257),  # stem
     (64, 129), (256, 129),  # layer 1
-    (128, 65), (512, 65),  # layer 2
-    (256, 65), (256, 33), (1024, 33),  # layer 3; the first before its stride; 256 at 33 is the ASPP's too
+    (128, 129), (128, 65), (512, 65),  # layer 2; the first before its stride
+    (256, 65), (256, 33), (1024, 33),  # layer 3, likewise; 256 at 33 is the ASPP's too
     (512, 33), (2048, 33),  # layer 4
     (256, 1),  # image pooling
 )
