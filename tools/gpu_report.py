@@ -43,7 +43,8 @@ from wsbcn_mmseg.runtime.errors import UsageError
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the part that runs is ended too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     out = args.out or Path('work_dirs', 'gpu_rehearsal' if args.rehearse else 'gpu_report')
     try:
         passed = gpu_report(out, TOOLS, args.limit, args.rehearse)

@@ -30,7 +30,7 @@ def parts_on_gpu(folder: Path, tools: Path) -> list[Part]:
         plan.training('training_float32', 'Training', 90, ITERATIONS, 10),
         plan.training('training_amp', 'Training with --amp', 90, ITERATIONS, 10, '--amp'),
         plan.benchmark('deployment', 'Inference', 60, 'deployment', *network, '1', '--repeats', '20'),
-        plan.module('two_processes', 'Two processes', 90),
+        plan.module('two_processes', 'Two processes', 130),
         plan.tests('tests', 'Tests that need a GPU', 120, 'tests/test_triton.py',
                    'tests/test_batch_channel_norm.py::test_fused_form_on_cuda', '-k',
                    f'not interpreter and not {LARGE}'),
