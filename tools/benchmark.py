@@ -6,7 +6,8 @@ from pathlib import Path
 from wsbcn.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ('layers', 'networks', 'memory', 'watching', 'accumulation', 'deployment')
+MEASURED = ('layers', 'networks', 'memory', 'watching', 'accumulation', 'deployment')
+NAMES = (*MEASURED, 'kernels', 'traffic')  # the last two time nothing
 
 
 def positive(text: str) -> int:
@@ -17,7 +18,7 @@ def positive(text: str) -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('benchmarks', nargs='*', metavar='BENCHMARK', default=list(NAMES),
+    parser.add_argument('benchmarks', nargs='*', metavar='BENCHMARK', default=list(MEASURED),
                         help=f'which ones to run, of {", ".join(NAMES)}')
     parser.add_argument('--device', choices=['cpu', 'cuda'], help='None: the GPU if there is one')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32',
@@ -26,7 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cuda-graphs', action='store_true', help='layers replayed from CUDA graphs')
     parser.add_argument('--amp', action='store_true', help='networks under autocast to bfloat16')
     parser.add_argument('--crop', type=positive, help='side of the images of networks; None: 257 on CPU, 513 on CUDA')
-    parser.add_argument('--batch', type=positive, nargs='+', default=[2], help='images per step of networks')
+    parser.add_argument('--batch', type=positive, nargs='+',
+                        help='images at a time; None: 1, 2 and 4 of layers, 2 of networks')
     parser.add_argument('--depth', type=int, choices=[50, 101], nargs='+', default=[50, 101], help='of the ResNet')
     parser.add_argument('--repeats', type=positive, help='rounds that count; None: by benchmark and device')
     parser.add_argument('--threads', type=positive, help='of PyTorch on the CPU; None: all')
@@ -47,6 +49,7 @@ from rich.console import Console
 
 from wsbcn_mmseg.benchmarks import BENCHMARKS, Options, results_table, write_results
 from wsbcn_mmseg.runtime.command import exit_with
+from wsbcn_mmseg.runtime.errors import UsageError
 
 
 def main(args: argparse.Namespace) -> None:
@@ -58,17 +61,21 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     crop = args.crop or (65 if args.quick else 257 if args.device == 'cpu' else 513)
     options = Options(args.device, getattr(torch, args.dtype), args.channels_last, args.cuda_graphs, args.amp,
-                      args.quick, args.repeats, crop, args.batch, [50] if args.quick else args.depth, ROOT / 'configs')
+                      args.quick, args.repeats, crop, args.batch or (2, ), args.batch or (1, 2, 4),
+                      [50] if args.quick else args.depth, ROOT / 'configs')
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     for name in args.benchmarks:
-        console.print(f'{name.capitalize()} on {args.device}, {torch.get_num_threads()} threads, into {args.out}')
+        where = '' if BENCHMARKS[name].computed else f' on {args.device}, {torch.get_num_threads()} threads'
+        console.print(f'{name.capitalize()}{where}, into {args.out}')
         try:
             rows = BENCHMARKS[name].run(options)
             paths = write_results(name, rows, options, args.out)
+        except UsageError as error:
+            exit_with(error)
         except torch.cuda.OutOfMemoryError:
             exit_with(f'{name} do not fit into the GPU; choose a smaller --crop or --batch')
-        console.print(results_table(name.capitalize(), rows, BENCHMARKS[name].columns))
+        console.print(results_table(name.capitalize(), BENCHMARKS[name].summary(rows), BENCHMARKS[name].columns))
         console.print(f'Wrote {paths[0]} and {paths[1].name}')
 
 

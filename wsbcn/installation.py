@@ -91,6 +91,46 @@ def _device(device: str, name: str) -> Line:
                 f'{"agree" if agrees else "DO NOT AGREE"} with float64, to {worst:.0e}', broken=not agrees)
 
 
+def no_gpu() -> str | None:
+    """Why there is no GPU to check, in a sentence; None if there is one."""
+    try:
+        import torch
+    except Exception as error:  # of any kind
+        return f'PyTorch cannot be imported: {error}'
+    if torch.cuda.is_available():
+        return None
+    built = torch.version.cuda or torch.version.hip
+    reason = 'the driver or the GPU is not found' if built else 'this build of PyTorch is for CPUs only'
+    return f'--gpu needs a GPU, and PyTorch {torch.__version__} sees none here: {reason}'
+
+
+def gpu_kernels() -> Iterator[Line]:
+    """For every GPU and dtype, whether the Triton kernels agree with float64, and the cause if they do not."""
+    import torch
+
+    from wsbcn_mmseg.diagnostics.agreement import TOLERANCES
+    for index in range(torch.cuda.device_count()):
+        for dtype in TOLERANCES:
+            yield _kernels_on(f'cuda:{index}', torch.cuda.get_device_name(index), dtype)
+
+
+def _kernels_on(device: str, name: str, dtype, impl: str = 'triton') -> Line:
+    import torch
+
+    from wsbcn_mmseg.diagnostics.agreement import CASES, TOLERANCES, first_failure
+    from wsbcn_mmseg.ops.batch_channel_norm import implementation_name
+    failure, largest = first_failure(CASES, device, dtype, impl)
+    title = f'{device}, {str(dtype).removeprefix("torch.")}'
+    if failure:
+        first, *rest = failure.splitlines()
+        return Line(title, '\n    '.join([f'{name}: the kernels FAIL in the case {first}', *rest]), broken=True)
+    x = torch.zeros(2, 32, 5, 5, device=device, dtype=dtype)
+    chosen = implementation_name('auto', x, 8, torch.zeros(32, device=device), False)
+    note = '' if chosen == impl else f'; BCN takes {chosen!r} nevertheless'
+    return Line(title, f'{name}: the kernels agree with float64, to {largest:.0e} of at most '
+                f'{TOLERANCES[dtype]:.0e}, in {len(CASES)} cases{note}')
+
+
 def _bcn_difference(device: str, mode: str, training: bool) -> float:
     """The largest difference of output and gradients from the reference in float64, in parts of the largest value."""
     import torch

@@ -33,8 +33,8 @@ UPDATE_RATE = 0.007
 LAYER_SHAPES = (
     (64, 257),  # stem
     (64, 129), (256, 129),  # layer 1
-    (128, 65), (512, 65),  # layer 2
-    (256, 65), (256, 33), (1024, 33),  # layer 3; the first before its stride; 256 at 33 is the ASPP's too
+    (128, 129), (128, 65), (512, 65),  # layer 2; the first before its stride
+    (256, 65), (256, 33), (1024, 33),  # layer 3, likewise; 256 at 33 is the ASPP's too
     (512, 33), (2048, 33),  # layer 4
     (256, 1),  # image pooling
 )
@@ -168,7 +168,7 @@ def _layer_rows(shape: tuple[int, int, int, int], options: Options) -> list[Row]
 def layers(options: Options, shapes: Sequence[tuple[int, int, int, int]] | None = None) -> list[Row]:
     """Forward and backward pass of single layers."""
     if shapes is None:
-        shapes = TARGET_SHAPES if options.quick else [(batch, channels, side, side) for batch in (1, 2, 4)
+        shapes = TARGET_SHAPES if options.quick else [(batch, channels, side, side) for batch in options.layer_batches
                                                       for channels, side in LAYER_SHAPES]
     return [row for shape in track(shapes, 'Layers') for row in _layer_rows(shape, options)]
 

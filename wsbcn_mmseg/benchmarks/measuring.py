@@ -41,6 +41,7 @@ class Options:
     repeats: int | None = None  # rounds that count
     crop: int = 257
     batches: Sequence[int] = (2, )  # of the networks
+    layer_batches: Sequence[int] = (1, 2, 4)
     depths: Sequence[int] = (50, 101)
     configs: Path = Path('configs')
 
@@ -145,6 +146,8 @@ class Benchmark(NamedTuple):
     columns: dict[str, str]  # keys of a row, with format specifications
     draw: Callable[[list[Row]], Figure]
     dtype: Callable[[Options], str]  # as the names of its files have it
+    computed: bool = False  # nothing is timed: its rows and the names of its files say nothing of a machine
+    summary: Callable[[list[Row]], list[Row]] = list  # the rows to show
 
 
 def layer_dtype(options: Options) -> str:

@@ -14,12 +14,12 @@ from rich.table import Table
 import wsbcn_mmseg
 from wsbcn_mmseg.runtime.records import write_csv
 
-from . import accumulation, deployment, layers, memory, networks, watching
+from . import accumulation, deployment, kernels, layers, memory, networks, traffic, watching
 from .measuring import Options, Row
 
 BENCHMARKS = {'layers': layers.BENCHMARK, 'networks': networks.BENCHMARK, 'memory': memory.BENCHMARK,
               'watching': watching.BENCHMARK, 'accumulation': accumulation.BENCHMARK,
-              'deployment': deployment.BENCHMARK}
+              'deployment': deployment.BENCHMARK, 'kernels': kernels.BENCHMARK, 'traffic': traffic.BENCHMARK}
 
 
 def _processor() -> str:
@@ -31,17 +31,23 @@ def _processor() -> str:
 
 def machine(options: Options) -> Row:
     """On what, with what and when a row was measured."""
-    triton = importlib.util.find_spec('triton') and importlib.import_module('triton').__version__
     return {'device': options.device, 'memory_format': str(options.memory_format).removeprefix('torch.'),
             'cuda_graphs': options.cuda_graphs,
             'machine': _processor() if options.device == 'cpu' else torch.cuda.get_device_name(options.device),
-            'threads': torch.get_num_threads(), 'torch': torch.__version__, 'triton': triton,
-            'mmcv': mmcv.__version__, 'mmseg': mmseg.__version__, 'wsbcn_mmseg': wsbcn_mmseg.__version__,
-            'date': datetime.date.today().isoformat()}
+            'threads': torch.get_num_threads(), **versions()}
+
+
+def versions() -> Row:
+    """With what and when a row was made."""
+    triton = importlib.util.find_spec('triton') and importlib.import_module('triton').__version__
+    return {'torch': torch.__version__, 'triton': triton, 'mmcv': mmcv.__version__, 'mmseg': mmseg.__version__,
+            'wsbcn_mmseg': wsbcn_mmseg.__version__, 'date': datetime.date.today().isoformat()}
 
 
 def file_stem(benchmark: str, options: Options) -> str:
     """Name of the benchmark's files, without extension."""
+    if BENCHMARKS[benchmark].computed:
+        return f'{benchmark}_quick' if options.quick else benchmark
     flags = [flag for flag in ('channels_last', 'cuda_graphs', 'quick') if getattr(options, flag)]
     return '_'.join([benchmark, options.device, BENCHMARKS[benchmark].dtype(options), *flags])
 
@@ -49,7 +55,7 @@ def file_stem(benchmark: str, options: Options) -> str:
 def results_table(title: str, rows: list[Row], columns: dict[str, str]) -> Table:
     """The rows for the terminal, a section per shape; of a layer's passes only both together."""
     rows = [row for row in rows if row['pass'] not in ('forward', 'backward')]
-    shown = {key: spec for key, spec in columns.items() if any(row[key] is not None for row in rows)}
+    shown = {key: spec for key, spec in columns.items() if any(row.get(key) is not None for row in rows)}
     result = Table(title=title)
     for key, spec in shown.items():
         result.add_column(key.replace('vs_', '/ ').replace('_', ' '), justify='right' if spec else 'left')
@@ -64,10 +70,14 @@ def write_results(benchmark: str, rows: list[Row], options: Options, folder: Pat
     """Write the rows, with the machine's columns, and their plot; return the paths of the CSV and the PNG file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'{file_stem(benchmark, options)}.csv'
-    rows = [row | {'dtype': BENCHMARKS[benchmark].dtype(options)} | machine(options) for row in rows]
+    if BENCHMARKS[benchmark].computed:
+        rows = [row | versions() for row in rows]
+        note = f'computed, not measured; triton {rows[0]["triton"]}; {path.stem}'
+    else:
+        rows = [row | {'dtype': BENCHMARKS[benchmark].dtype(options)} | machine(options) for row in rows]
+        note = f'{rows[0]["machine"]}; torch {torch.__version__}; {path.stem}'
     write_csv(rows, path)
     figure = BENCHMARKS[benchmark].draw(rows)
-    note = f'{rows[0]["machine"]}; torch {torch.__version__}; {path.stem}'
     figure.supxlabel(note, fontsize='small', x=0.99, ha='right')
     figure.savefig(path.with_suffix('.png'), dpi=150)
     return path, path.with_suffix('.png')

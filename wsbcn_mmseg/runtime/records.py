@@ -36,3 +36,25 @@ def write_csv(rows: list[dict], out: str | Path) -> Path:
         writer.writerows({key: f'{value:.5g}' if isinstance(value, float) else value for key, value in row.items()}
                          for row in rows)
     return Path(out)
+
+
+def markdown_table(rows: list[dict], columns: dict[str, str]) -> str:
+    """Rows as a table in Markdown, numbers to the right.
+
+    Args:
+        rows: Read from a CSV file or measured; None and missing keys give empty cells.
+        columns: Keys of the rows, with format specifications of numbers; those with an empty one are texts.
+    """
+    shown = {key: spec for key, spec in columns.items() if any(row.get(key) not in (None, '') for row in rows)}
+
+    def cell(row: dict, key: str) -> str:
+        value, spec = row.get(key), shown[key]
+        if value in (None, ''):
+            return ''
+        number = int(value) if spec.endswith(('d', ',')) else float(value) if spec else value
+        return format(number, spec)
+
+    lines = [[key.replace('vs_', '/ ').replace('_', ' ') if '_' in key and not key.startswith(('sm_', 'gfx')) else key
+              for key in shown], ['---:' if spec else '---' for spec in shown.values()],
+             *([cell(row, key) for key in shown] for row in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
