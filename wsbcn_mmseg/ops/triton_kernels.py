@@ -109,13 +109,13 @@ def _power_of_2(number: int) -> int:
 
 
 def _combine_options(images: int, group_channels: int) -> dict:
-    """Few kinds of blocks, each of which is a kernel to be compiled: unused lanes cost less. With four values per
-    thread no compiler spills registers."""
+    """Few kinds of blocks, each of which is a kernel to be compiled: unused lanes cost less. Warps are such that
+    registers suffice on all targets."""
     block_c = next(power for power in (8, 64, 512, MAX_GROUP_CHANNELS) if power >= group_channels)
     block_b = min(1 if images == 1 else 4, max(1, TILE // block_c))
     block_s = max(1, TILE // (block_c * block_b))
     return dict(BLOCK_B=block_b, BLOCK_S=block_s, BLOCK_C=block_c,
-                num_warps=min(16, max(4, block_b * block_s * block_c // 128)))
+                num_warps=8 if images == 1 and block_c < MAX_GROUP_CHANNELS else 16)
 
 
 def _plan(x: Tensor, num_groups: int) -> Plan:
