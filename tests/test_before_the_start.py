@@ -76,7 +76,7 @@ SETTINGS = {
 
 
 @pytest.mark.fault('Malformed config', 'A wrong name, argument, number of classes, list or missing package',
-                   'One sentence that names the setting, before the start')
+                   'One error message that names the setting, before the start')
 @pytest.mark.parametrize('name', SETTINGS)
 def test_a_wrong_setting_is_a_sentence(name, check, small_data):
     more, sentence = SETTINGS[name]
@@ -103,7 +103,7 @@ def test_implementations_may_be_chosen(choice, check, small_data):
 
 
 @pytest.mark.fault('Malformed config', 'A work folder that cannot be written',
-                   'One sentence')
+                   'One error message')
 def test_a_folder_that_is_not_writable_is_named(check, small_data, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: str(path) != str(tmp_path))  # root may write anywhere
     assert check(small_data) == [
@@ -126,7 +126,7 @@ CONFIGS = {
 
 
 @pytest.mark.fault('Malformed config', 'Broken YAML, JSON and Python, empty files, missing bases',
-                   'One sentence, in each tool')
+                   'One error message, in each tool')
 @pytest.mark.parametrize('name', CONFIGS)
 @pytest.mark.parametrize('tool', ['train.py', 'test.py', 'infer.py'])
 def test_a_config_that_cannot_be_read_is_a_sentence(name, tool, tmp_path):
@@ -175,7 +175,7 @@ DATA = {
 
 
 @pytest.mark.fault('Malformed data', 'Wrong labels and lists, missing and damaged files',
-                   'One sentence that names the file, before the start')
+                   'One error message that names the file, before the start')
 @pytest.mark.parametrize('name', DATA)
 @pytest.mark.parametrize('before', ['--check', 'training'])
 def test_faults_of_data_are_named_by_their_file(name, before, tmp_path):
@@ -191,7 +191,7 @@ def test_faults_of_data_are_named_by_their_file(name, before, tmp_path):
 
 
 @pytest.mark.fault('Malformed data', 'All labels ignored',
-                   'One sentence')
+                   'One error message')
 def test_labels_that_are_all_ignored_are_a_fault_and_some_are_not(check, tmp_path):
     write_data(tmp_path / 'data')
     labels = tmp_path / 'data' / 'labels'
@@ -204,7 +204,7 @@ def test_labels_that_are_all_ignored_are_a_fault_and_some_are_not(check, tmp_pat
 
 
 @pytest.mark.fault('Malformed data', 'Class lists in files: right, of another length, with blank lines, empty',
-                   'Used, or one sentence')
+                   'They are used, or an error message says why not')
 @pytest.mark.parametrize(('text', 'sentences'), [
     ('ground\ntree\nhouse\n', []),
     ('ground\ntree\n', ['the model has 3 classes, but BaseSegDataset has 2; set model.decode_head.num_classes=2']),
@@ -228,7 +228,7 @@ def test_lists_of_loaders_and_wrapped_data_sets_are_looked_at(check, small_data)
 
 
 @pytest.mark.fault('Malformed data', 'Images and networks of 1 and 4 channels',
-                   'They train, or one sentence')
+                   'They train, or an error message says why not')
 @pytest.mark.parametrize(('channels', 'more', 'sentence'), [
     (4, "load[0]['color_type'] = 'unchanged'", 'is loaded with 4 channels, but the network takes 3; set '
      'model.backbone.in_channels=4'),
@@ -245,7 +245,7 @@ def test_channels_of_images_and_network_agree(channels, more, sentence, check, t
 
 
 @pytest.mark.fault('Malformed config', 'Binary heads, with one and with two outputs',
-                   'They train, or one sentence')
+                   'They train, or an error message says why not')
 @pytest.mark.parametrize(('head', 'fits'), [
     (dict(num_classes=2, out_channels=1), True), (dict(num_classes=1, out_channels=1), True),
     (dict(num_classes=2), True), (dict(num_classes=1), False)])

@@ -78,7 +78,7 @@ def test_a_damaged_file_of_evaluation_data_is_named(tmp_path):
 
 
 @pytest.mark.fault('Lost process', 'A data loading worker is killed',
-                   'The training ends with a sentence')
+                   'The training ends with an error message')
 def test_a_worker_that_is_killed_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     write_data(tmp_path / 'data', images=IMAGES)

@@ -88,7 +88,7 @@ CASES = {
 
 
 @pytest.mark.fault('Other checkpoint', 'Missing, unexpected or misshapen tensors, NaN, WS in only one of the two',
-                   'The same sentence in each tool, before the start')
+                   'The same error message in every tool, before training starts')
 @pytest.mark.parametrize('name', CASES)
 def test_every_tool_says_the_same(name, config, small_data, tmp_path):
     of_network, of_file, change, sentence, on_start = CASES[name]
@@ -118,7 +118,7 @@ def test_every_tool_says_the_same(name, config, small_data, tmp_path):
 
 
 @pytest.mark.fault('Other checkpoint', 'Another number of classes, as `load_from`',
-                   'It trains; one line names what starts anew')
+                   'It trains; a message lists the layers with random initialization')
 def test_new_classes_are_named_in_a_line_and_train(config, small_data, tmp_path):
     checkpoint = write_checkpoint(tmp_path / 'x.pth', config(CLASSES))
     code, printed = run('train.py', config(EMA), '--work-dir', tmp_path / 'run', '--cfg-options',
@@ -143,7 +143,7 @@ def test_averaged_checkpoints_are_judged(config, tmp_path):
 
 
 @pytest.mark.fault('Other checkpoint', 'Pretrained weights of another network',
-                   'One sentence, before the start')
+                   'One error message, before the start')
 @pytest.mark.parametrize('init_cfg', ["dict(type='Pretrained', checkpoint={!r}, prefix='backbone.')",
                                       "dict(type='PretrainedBackbone', checkpoint={!r})"])
 @pytest.mark.parametrize(('of_file', 'change', 'sentence'), [
