@@ -82,14 +82,16 @@ def summary(rows: list[Row]) -> list[Row]:
         own = [row for row in rows if row['kernel'] == name]
         registers = {target: max(int(row['registers']) for row in own if row['target'] == target)
                      for target in dict.fromkeys(row['target'] for row in own)}
-        worst = {key: choose(int(row[key]) for row in own)
-                 for key, choose in (('spills', max), ('shared_bytes', max), ('loads_128', min), ('stores_128', min))}
-        result.append({'kernel': name, **registers, **worst, 'shape': '', 'pass': 'compiled'})
+        worst = {key: max(int(row[key]) for row in own) for key in ('spills', 'shared_bytes')}
+        vectors = {f'{platform}_{key}': min((int(row[key]) for row in own if row['target'].startswith(prefix)),
+                                            default=None)
+                   for platform, prefix in (('cuda', 'sm_'), ('rocm', 'gfx')) for key in ('loads_128', 'stores_128')}
+        result.append({'kernel': name, **registers, **worst, **vectors, 'shape': '', 'pass': 'compiled'})
     return result
 
 
-KERNEL_COLUMNS = {'kernel': '', **dict.fromkeys(TARGETS, 'd'), 'spills': 'd', 'shared_bytes': ',', 'loads_128': 'd',
-                  'stores_128': 'd'}
+KERNEL_COLUMNS = {'kernel': '', **dict.fromkeys(TARGETS, 'd'), 'spills': 'd', 'shared_bytes': ',',
+                  **dict.fromkeys(('cuda_loads_128', 'cuda_stores_128', 'rocm_loads_128', 'rocm_stores_128'), 'd')}
 
 
 def draw_kernels(rows: list[Row]) -> Figure:
