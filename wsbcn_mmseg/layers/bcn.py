@@ -124,12 +124,11 @@ class BCN(nn.GroupNorm):
     @property
     def update_rate(self) -> float:
         """r of Algorithm 1, in [0, 1]; not part of the ``state_dict``."""
-        return self._rate
+        return self._update_rate.item()
 
     @update_rate.setter
     def update_rate(self, rate: float) -> None:
-        self._rate = float(check_number('update_rate', rate, 0, 1))
-        self._update_rate.fill_(self._rate)
+        self._update_rate.fill_(check_number('update_rate', rate, 0, 1))
         self._rate_is_default = False
 
     def keep_update_rate_on(self, device: torch.device) -> None:
