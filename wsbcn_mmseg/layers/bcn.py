@@ -124,15 +124,19 @@ class BCN(nn.GroupNorm):
     @property
     def update_rate(self) -> float:
         """r of Algorithm 1, in [0, 1]; not part of the ``state_dict``."""
-        return self._update_rate.item()
+        # On the CPU no number beside the tensor, on which compilers would specialize; on a device, reading it would wait
+        return self._update_rate.item() if self._update_rate.is_cpu else self._rate_on_device
 
     @update_rate.setter
     def update_rate(self, rate: float) -> None:
         self._update_rate.fill_(check_number('update_rate', rate, 0, 1))
+        if not self._update_rate.is_cpu:
+            self._rate_on_device = float(rate)
         self._rate_is_default = False
 
     def keep_update_rate_on(self, device: torch.device) -> None:
         """See :func:`make_capturable`."""
+        self._rate_on_device = self.update_rate
         self._update_rate = self._update_rate.to(device)
 
     def reset_parameters(self) -> None:
