@@ -124,7 +124,7 @@ class BCN(nn.GroupNorm):
     @property
     def update_rate(self) -> float:
         """r of Algorithm 1, in [0, 1]; not part of the ``state_dict``."""
-        # On the CPU no number beside the tensor, on which compilers would specialize; on a device, reading it would wait
+        # On a device, reading the tensor would wait; on the CPU, compilers would specialize on a number beside it
         return self._update_rate.item() if self._update_rate.is_cpu else self._rate_on_device
 
     @update_rate.setter
