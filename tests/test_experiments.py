@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from wsbcn_mmseg.experiments.comparison import Comparison, Training, TrainingsFailed, markdown_table, summarize
+from wsbcn_mmseg.experiments.comparison import Comparison, Training, TrainingsFailed, comparison_table, summarize
 from wsbcn_mmseg.experiments.figure_5 import FixedStatisticsNorm, four_layer_network
 from wsbcn_mmseg.experiments.figures_4_and_6 import FIGURE_4, watched_training
 from wsbcn_mmseg.experiments.method import methods
@@ -148,7 +148,7 @@ def test_summary_by_hand():
     summary, = summarize(rows)
     assert summary['mean'] == 3
     assert summary['std_error'] == pytest.approx(math.sqrt(7) / math.sqrt(3))
-    assert markdown_table([summary], ['A']).splitlines()[-1] == '| A | 3.00 ± 1.53 |'
+    assert comparison_table([summary], ['A']).splitlines()[-1] == '| A | 3.00 ± 1.53 |'
 
 
 def test_fixed_statistics_are_eq_34():

@@ -199,7 +199,7 @@ def test_the_driver_reports_after_every_part(tmp_path, monkeypatch, failing):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
 def test_without_a_gpu_one_sentence(tmp_path):
     with pytest.raises(UsageError, match='PyTorch sees no GPU here; --rehearse runs a small version of everything'):
-        report.gpu_report(tmp_path / 'new', tmp_path)
+        report.gpu_report(tmp_path / 'new', tmp_path, 60)
     assert not (tmp_path / 'new').exists()
 
 

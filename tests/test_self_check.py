@@ -318,7 +318,7 @@ def test_agreement_is_remembered_on_disk(monkeypatch):
 
 
 @pytest.mark.parametrize('what, other', [('_hardware', ['NVIDIA T4', '7.5', 'driver 1']), ('_triton', '9.9'),
-                                         ('_package', '9.9'), ('_digest', '0')])
+                                         ('_digest', '0')])
 def test_agreement_of_other_versions_is_not_used(what, other, monkeypatch):
     agreements.remember(agreements.key(CPU, torch.float32))
     assert agreements.holds(agreements.key(CPU, torch.float32))

@@ -14,7 +14,7 @@ from wsbcn.installation import Line, devices, feature_lines, gpu_kernels, instal
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--gpu', action='store_true', help='only check the Triton kernels, on every GPU in every dtype '
-                        'against float64; takes a minute')
+                        'against float64')
     return parser.parse_args()
 
 

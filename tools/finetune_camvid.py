@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
           f'367 images of CamVid; results in {args.out}')
     results = train([seeds[0] for seeds in groups.values()], args)
     best = [groups[setting] for setting in best_settings(groups, results, choose='mIoU')]
-    results += train([training for seeds in list(zip(*best, strict=True))[1:] for training in seeds], args)
+    results += train([training for seeds in best for training in seeds[1:]], args)
     rows = setting_rows(groups, results, choose='mIoU', report='test/mIoU')
     name = args.out.resolve().name
     write_csv(rows, args.out / f'{name}.csv')

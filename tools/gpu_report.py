@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure and test everything on this machine's GPU, offline, in about eight minutes, and write report.md.
+"""Measure and test everything on this machine's GPU, offline, in at most eight minutes, and write report.md.
 
 Kernels against float64, layers, training steps, memory, tests, short trainings, inference, two processes; the report
 says which targets pass. Parts that have passed are skipped in the next run with the same folder: after the time limit

@@ -86,7 +86,7 @@ def summary(rows: list[Row]) -> list[Row]:
         vectors = {f'{platform}_{key}': min((int(row[key]) for row in own if row['target'].startswith(prefix)),
                                             default=None)
                    for platform, prefix in (('cuda', 'sm_'), ('rocm', 'gfx')) for key in ('loads_128', 'stores_128')}
-        result.append({'kernel': name, **registers, **worst, **vectors, 'shape': '', 'pass': 'compiled'})
+        result.append({'kernel': name, **registers, **worst, **vectors})
     return result
 
 

@@ -54,13 +54,13 @@ def file_stem(benchmark: str, options: Options) -> str:
 
 def results_table(title: str, rows: list[Row], columns: dict[str, str]) -> Table:
     """The rows for the terminal, a section per shape; of a layer's passes only both together."""
-    rows = [row for row in rows if row['pass'] not in ('forward', 'backward')]
+    rows = [row for row in rows if row.get('pass') not in ('forward', 'backward')]
     shown = {key: spec for key, spec in columns.items() if any(row.get(key) is not None for row in rows)}
     result = Table(title=title)
     for key, spec in shown.items():
         result.add_column(key.replace('vs_', '/ ').replace('_', ' '), justify='right' if spec else 'left')
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        last = following is None or following['shape'] != row['shape']
+        last = following is None or following.get('shape') != row.get('shape')
         result.add_row(*['' if row[key] is None else format(row[key], spec) for key, spec in shown.items()],
                        end_section=last)
     return result

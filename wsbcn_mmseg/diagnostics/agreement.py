@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from wsbcn_mmseg.ops import batch_channel_norm
+from wsbcn_mmseg.ops.self_check import NEAR_ZERO, TOLERANCES
 
-# Of output and gradients, in parts of the largest value or of 1: roundings of the input's dtype, added up
-TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-ESTIMATES = 5e-6  # the same of running estimates, which are float32
-NEAR_ZERO = 1e-3  # outputs so close to ReLU's kink may fall on either side of it, and get no gradient here
+ESTIMATES = 5e-6  # as TOLERANCES, of running estimates, which are float32
 QUANTITIES = ('output', 'running_mean', 'running_var', 'gradient of the input', 'gradient of batch_weight',
               'gradient of batch_bias', 'gradient of channel_weight', 'gradient of channel_bias')
 LINES = 12  # of a traceback

@@ -22,7 +22,7 @@ from wsbcn_mmseg.plotting import COLORS
 from wsbcn_mmseg.runtime.building import quietly
 from wsbcn_mmseg.runtime.errors import UsageError
 from wsbcn_mmseg.runtime.launch import load_config
-from wsbcn_mmseg.runtime.records import read_jsonl, read_scalars, write_csv
+from wsbcn_mmseg.runtime.records import markdown_table, read_jsonl, read_scalars, write_csv
 
 from .method import file_name
 
@@ -112,7 +112,7 @@ class Comparison:
         rows = train_all(self)
         summary = summarize(rows)
         order = list(dict.fromkeys(training.method for training in self.trainings))
-        table = markdown_table(summary, order)
+        table = comparison_table(summary, order)
         name = self.out.resolve().name
         write_csv(summary, self.out / f'{name}.csv')
         (self.out / f'{name}.md').write_text(table)
@@ -212,16 +212,14 @@ def summarize(rows: list[dict]) -> list[dict]:
             for (method, batch), scores in groups.items()]
 
 
-def markdown_table(summary: list[dict], order: list[str]) -> str:
+def comparison_table(summary: list[dict], order: list[str]) -> str:
     """Methods down, batch sizes across, mean ± standard error in the cells; a dash where nothing was run."""
-    batches = sorted({row['batch'] for row in summary}, reverse=True)
-    lines = ['| | ' + ' | '.join(f'{batch} images per update' if batch > 1 else '1 image per update'
-                                 for batch in batches) + ' |', '|---|' + '---|' * len(batches)]
-    for method in order:
-        cells = [next((row for row in summary if (row['method'], row['batch']) == (method, batch)), None)
-                 for batch in batches]
-        lines.append(f'| {method} | ' + ' | '.join(map(_cell, cells)) + ' |')
-    return '\n'.join(lines) + '\n'
+    found = {(row['method'], row['batch']): row for row in summary}
+    titles = {batch: f'{batch} images per update' if batch > 1 else '1 image per update'
+              for batch in sorted({row['batch'] for row in summary}, reverse=True)}
+    rows = [{'method': method, **{title: _cell(found.get((method, batch))) for batch, title in titles.items()}}
+            for method in order]
+    return markdown_table(rows, dict.fromkeys(('method', *titles.values()), '')) + '\n'
 
 
 def _cell(row: dict | None) -> str:

@@ -1,6 +1,8 @@
 """Methods at their own best learning rates: chosen on validation images, reported on test images."""
 import statistics
 
+from wsbcn_mmseg.runtime.records import markdown_table
+
 from .comparison import Training
 
 Setting = tuple[str, int, float]  # method, epochs, learning rate
@@ -57,13 +59,11 @@ def setting_rows(groups: dict[Setting, list[Training]], results: list[dict], cho
 
 def setting_table(rows: list[dict]) -> str:
     """Rows of :func:`setting_rows` in Markdown; the test score of the chosen learning rates is bold."""
-    lines = ['| method | epochs | learning rate | seeds | validation | test | training loss |', '|---' * 7 + '|']
-    for row in rows:
-        test = _mean_and_error(row, 'test')
-        lines.append(f'| {row["method"]} | {row["epochs"]} | {row["lr"]:g} | {row["seeds"]} | '
-                     f'{_mean_and_error(row, "validation")} | {f"**{test}**" if row["chosen"] else test} | '
-                     f'{"–" if row["loss"] is None else format(row["loss"], ".2f")} |')
-    return '\n'.join(lines) + '\n'
+    shown = [row | dict(validation=_mean_and_error(row, 'validation'),
+                        test=f'**{_mean_and_error(row, "test")}**' if row['chosen'] else _mean_and_error(row, 'test'))
+             for row in rows]
+    return markdown_table(shown, dict(method='', epochs='d', lr='g', seeds='d', validation='', test='',
+                                      loss='.2f')) + '\n'
 
 
 def _scores(results: list[dict]) -> dict[tuple[str, int], dict]:

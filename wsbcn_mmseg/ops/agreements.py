@@ -9,7 +9,6 @@ import json
 import os
 from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ def path() -> Path:
 def key(device: torch.device, dtype: torch.dtype) -> str:
     """What an agreement depends on."""
     return ' | '.join([*_hardware(device), f'torch {torch.__version__}', f'triton {_triton()}',
-                       f'wsbcn_mmseg {_package()}, kernels {_digest()}', str(dtype)])
+                       f'kernels {_digest()}', str(dtype)])
 
 
 def _hardware(device: torch.device) -> list[str]:
@@ -48,13 +47,6 @@ def _triton() -> str:
     try:
         return import_module('triton').__version__  # of a distribution with one of several names
     except Exception:  # not installed, or installed and broken
-        return 'unknown'
-
-
-def _package() -> str:
-    try:
-        return version('wsbcn_mmseg')
-    except PackageNotFoundError:  # not installed, but in PYTHONPATH
         return 'unknown'
 
 

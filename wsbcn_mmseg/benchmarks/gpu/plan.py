@@ -11,7 +11,7 @@ NEEDS_GPU = 'needs a GPU'
 
 
 def parts_on_gpu(folder: Path, tools: Path) -> list[Part]:
-    """What is measured on a GPU in about eight minutes.
+    """What is measured on a GPU.
 
     Args:
         folder: Of the report; every part writes to ``results/NAME`` there.

@@ -18,7 +18,6 @@ from .parts import FAILED, PASSED, Outcome, Part, run_parts, unfinished
 from .plan import parts_on_gpu, parts_rehearsed
 from .targets import PASS, Target, read, targets
 
-LIMIT = 480.0  # seconds
 NOT_FOR_PARTS = ('PRETRAINED', 'WSBCN_IMPL', 'NNODES', 'NODE_RANK', 'WORLD_SIZE', 'RANK', 'PORT')
 TABLES = {'networks': 'networks', 'networks_amp': 'networks', 'memory': 'memory', 'deployment': 'deployment',
           **dict.fromkeys(('layers_batch_1', 'layers_graphs', 'layers_batch_2_and_4', 'layers_bfloat16'), 'layers')}
@@ -26,7 +25,7 @@ REHEARSAL = ('**This is a rehearsal on a CPU.** Sizes are small, kernels ran in 
              'those of other implementations. Nothing here says anything about a GPU.')
 
 
-def gpu_report(folder: Path, tools: Path, limit: float = LIMIT, rehearse: bool = False) -> bool:
+def gpu_report(folder: Path, tools: Path, limit: float, rehearse: bool = False) -> bool:
     """Run the parts that have not passed yet, and write ``report.md`` after each of them.
 
     Args:
