@@ -142,7 +142,7 @@ def draw_traffic(rows: list[Row]) -> Figure:
             bars = axes.barh(labels, [row[f'{key}{suffix}'] for row in rows[::-1]], color=color, label=label)
             axes.bar_label(bars, fmt='{:.2f}', padding=3 if suffix == '_ms' else -30)
         axes.set(title=gpu.name, xlabel='ms, estimated')
-        axes.margins(x=0.15)
+        axes.margins(x=0.2)
     figure.legend(*axes.get_legend_handles_labels(), loc='outside upper center', ncols=2, frameon=False)
     return figure
 
