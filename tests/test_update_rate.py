@@ -61,6 +61,7 @@ def test_groups_bounds_frozen_layers_and_resuming():
 
 
 def test_compiled_networks():
+    torch._dynamo.reset()  # it remembers which sizes varied in other tests, and compiles for them
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.4)
     follow_learning_rate(model, optimizer)
