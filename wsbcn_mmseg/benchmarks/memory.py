@@ -28,15 +28,20 @@ class Variant(NamedTuple):
     name: str
     config: str
     saving: str
+    fuse_relu: bool = False
 
 
-VARIANTS = (Variant('BN', 'bn', 'none'), Variant('GN', 'gn', 'none'), Variant('BN', 'bn', 'with_cp'),
-            *[Variant('BCN+WS', 'bcn_ws_micro', saving) for saving in ('none', 'with_cp', 'light', 'strong')])
+PLAIN = Variant('BCN+WS', 'bcn_ws_micro', 'none')
+VARIANTS = (Variant('BN', 'bn', 'none'), Variant('GN', 'gn', 'none'), Variant('BN', 'bn', 'with_cp'), PLAIN,
+            *[PLAIN._replace(saving=saving) for saving in ('with_cp', 'light', 'strong')],
+            *[PLAIN._replace(name='BCN+WS, ReLU fused', saving=saving, fuse_relu=True)
+              for saving in ('none', 'light', 'strong')])
 
 
 def build_variant(variant: Variant, depth: int, options: Options) -> nn.Module:
     """DeepLabV3 from one of our configs, which saves memory in one of the ways."""
-    model = build_network(Network(variant.name, variant.saving, variant.config), depth, options)
+    network = Network(variant.name, variant.saving, variant.config, fuse_relu=variant.fuse_relu)
+    model = build_network(network, depth, options)
     if variant.saving == 'with_cp':
         for module in model.backbone.modules():
             if hasattr(module, 'with_cp'):
@@ -107,9 +112,9 @@ def _memory_rows(depth: int, batch: int, options: Options) -> list[Row]:
     rounds = options.repeats or (2 if options.quick else 7 if options.device == 'cpu' else 20)
     times = interleaved(runs, options.device, rounds, warm_up=1,
                         progress=partial(track, description=f'DeepLabV3-R{depth}, batch {batch}'))
-    plain = VARIANTS.index(Variant('BCN+WS', 'bcn_ws_micro', 'none'))
-    for row, measured in zip(rows, times, strict=True):
-        of_ours = row['layer'] == VARIANTS[plain].name
+    plain = VARIANTS.index(PLAIN)
+    for variant, row, measured in zip(VARIANTS, rows, times, strict=True):
+        of_ours = variant.config == PLAIN.config
         row |= {'ms': float(np.median(measured)), 'vs_bn': median_ratio(measured, times[0]),
                 'vs_plain': median_ratio(measured, times[plain]) if of_ours else None,
                 'live_vs_bn': row['live_bytes'] / rows[0]['live_bytes'],
