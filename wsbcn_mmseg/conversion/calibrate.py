@@ -1,4 +1,4 @@
-"""A start for fine-tuning: the channel normalization of converted networks set from a few images, without labels."""
+"""Calibration of converted networks for fine-tuning: the channel normalization is set from a few unlabeled images."""
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,25 +12,25 @@ from wsbcn_mmseg.layers import BCN
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
-    """Set each BCN's channel scales and shifts to what its groups have on ``images`` in the BatchNorm network.
+    """Set each BCN's channel scales and shifts to its groups' deviations and means in the BatchNorm network.
 
-    ``convert_model(model, preserve=True)`` keeps the batch normalization of BCN equal to the BatchNorm it replaced; the
-    channel normalization after it then changes the output, and its scale and shift compensate for that on average. This
-    function measures the compensation instead of deriving it from the BatchNorm's parameters: it runs the network with
-    its channel normalizations left out, which is the BatchNorm network, and takes the mean over the images of each
-    group's mean and standard deviation. About ten images are enough. Layers whose estimates are at their initial
-    values, such as those of a new head, keep their scales and shifts.
+    After ``convert_model(model, preserve=True)``, the batch normalization of BCN equals the BatchNorm that it
+    replaced. The channel normalization after it changes the output; its scale and shift compensate for this on
+    average, with values derived from the parameters of BatchNorm. This function measures these values instead: it
+    runs the network without its channel normalizations, which is the BatchNorm network, and averages each group's
+    mean and standard deviation over the images. About ten images are enough. Layers whose estimates have their
+    initial values, such as those of a new head, keep their scales and shifts.
 
     Args:
-        model: A converted network, in any mode; it comes back in the same mode. Estimates do not change.
-        images: A tensor of shape (N, C, H, W), which is one call of the model, or an iterable of inputs, one call
-            each: tensors, tuples of positional or dicts of keyword arguments.
+        model: A converted network, in training or evaluation mode. Its mode and its running estimates do not change.
+        images: A tensor of shape (N, C, H, W) for one call of the model, or an iterable of inputs for one call each:
+            tensors, tuples of positional arguments or dicts of keyword arguments.
 
     Returns:
         The number of layers that were set.
 
     Raises:
-        ValueError: If no BCN with trained estimates has run, or the images give statistics that are not finite.
+        ValueError: If no BCN layer with trained estimates has run, or if statistics of the images are not finite.
 
     Examples:
         >>> from wsbcn_mmseg import convert_model

@@ -1,4 +1,4 @@
-"""Any OpenMMLab config with other norms and with Weight Standardization."""
+"""Conversion of any OpenMMLab config to other norms and to Weight Standardization."""
 import inspect
 import re
 import warnings
@@ -19,36 +19,38 @@ KEPT_SETTINGS = ('eps', 'requires_grad', 'num_groups')  # of a norm, where its s
 def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, include: str | Iterable[str] = (),
                  exclude: str | Iterable[str] = (), preserve: bool = False, log: Callable[[str], None] | None = print
                  ) -> dict:
-    """Rewrite the config of a network of any OpenMMLab project to BCN and Weight Standardization, in place.
+    """Change the config of a network of any OpenMMLab project to BCN and Weight Standardization, in place.
 
-    Every ``norm_cfg`` of BatchNorm, SyncBatchNorm or GroupNorm becomes ``norm``, and the parts that have one and that
-    take a ``conv_cfg`` get ``dict(type='ConvWS')``. What dicts do not reach (parts without ``conv_cfg``, norms that a
-    class builds by itself, convolutions that no norm follows) is converted after building, by ``convert_model``:
-    ``model.type`` becomes ``ConvertedModel``, and ``model.conversion`` says what it builds. Parts of which a pattern
-    selects some layers only are left to it too, and with ``preserve`` everything is.
+    Every ``norm_cfg`` of BatchNorm, SyncBatchNorm or GroupNorm becomes ``norm``. Each part of the model that has a
+    ``norm_cfg`` and accepts a ``conv_cfg`` gets ``conv_cfg=dict(type='ConvWS')``. The config cannot change everything
+    (parts without ``conv_cfg``, norms that a class builds by itself, convolutions that no norm follows). The rest is
+    therefore converted by ``convert_model`` after the model is built: ``model.type`` becomes ``ConvertedModel``, and
+    ``model.conversion`` has the original type and the arguments. This also applies to parts of which patterns select
+    only some layers, and, with ``preserve``, to the whole model.
 
-    ``custom_imports`` and, for BCN, the hooks are added: ``BCNUpdateRateHook``, with a ``min_rate`` of 0.01 under
-    optimizers of Adam's kind, whose learning rates are small, and ``SyncNormStatisticsHook``. With ``ws`` and gradient
-    accumulation, ``HeldKernelsHook`` is added.
+    ``custom_imports`` is added. For BCN, the hooks ``BCNUpdateRateHook`` and ``SyncNormStatisticsHook`` are added,
+    the first with ``min_rate=0.01`` for Adam and similar optimizers, whose learning rates are small. With ``ws`` and
+    gradient accumulation, ``HeldKernelsHook`` is added.
 
     Args:
         cfg: A config, or the dict under its ``model``.
         norm: Name or config of the new norm; None keeps the norms. Defaults to ``'BCN'``.
         ws: Whether convolutions before a norm are standardized. Defaults to True.
         include, exclude: Names or patterns of layers, as for :func:`wsbcn_mmseg.convert_model`.
-        preserve: Start from weights that were trained without Weight Standardization, those that ``init_cfg`` or
-            ``load_from`` name, and keep their network's function, as ``convert_model(..., preserve=True)`` does.
-            Defaults to False.
-        log: Called with each line that says what was changed. Defaults to ``print``; None for silence.
+        preserve: Set it if the weights in ``init_cfg`` or ``load_from`` were trained without Weight Standardization.
+            The outputs of the network then change as little as possible, as with ``convert_model(...,
+            preserve=True)``. Defaults to False.
+        log: Called with a line for each change; None for no output. Defaults to ``print``.
 
     Returns:
         ``cfg``.
 
     Raises:
-        ValueError: If there is no model in it, it was rewritten already, or no norm is registered as ``norm``.
+        ValueError: If ``cfg`` has no model or is converted already, or if no norm is registered as ``norm``.
 
     Warns:
-        UserWarning: If it names pretrained weights that, by their name, were not trained with Weight Standardization.
+        UserWarning: If the names of the pretrained weights in the config suggest that they were not trained with
+            Weight Standardization.
 
     Examples:
         >>> cfg = Config.fromfile('fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')

@@ -1,4 +1,4 @@
-"""Any PyTorch network with other norms and with Weight Standardization, in place."""
+"""Conversion of any PyTorch network to other norms and to Weight Standardization, in place."""
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -33,49 +33,50 @@ def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None
                   read_elsewhere: bool = False) -> nn.Module:
     """Replace the norms of a network by BCN, and the convolutions that feed them by ConvWS, in place.
 
-    Which convolution feeds which norm is found by running the network once; a convolution becomes a ConvWS if norms
-    alone read its output, unchanged. Layers change their class in place, so that every reference to them holds:
-    convolutions keep parameters, buffers and hooks, and ``weight`` remains the raw kernel; norms keep device, dtype,
-    hooks, training flag and ``requires_grad``. Give optimizers the parameters, and wrap models for several GPUs, after
-    the conversion.
+    The network is run once to find which convolution feeds which norm. A convolution becomes a ConvWS if its output
+    goes unchanged to norms and nowhere else. Layers are changed in place, so references to them stay valid.
+    Convolutions keep parameters, buffers and hooks, and ``weight`` remains the raw kernel. Norms keep device, dtype,
+    hooks, training flag and ``requires_grad``. Create optimizers, and wrap models for several GPUs, after the
+    conversion.
 
-    Only layers whose behavior is known are replaced; the report has the reasons for the others. Then the network is run
-    again: every new layer must run where the old one did, and the output must be finite. If not, everything is put
-    back.
+    Only layers whose behavior is known are replaced; the report gives the reason for each other layer. Then the
+    network is run again: every new layer must run where the old one did, and the output must be finite. If not, the
+    model is restored and an error is raised.
 
-    Groups of channels get at least 16 values, counted on the example: where the default number of groups would leave
-    fewer (after linear layers, on 1x1 maps), there are fewer groups, or the norm is left.
+    On the example, each group of channels must have at least 16 values. If it has fewer with the default number of
+    groups (after linear layers, on 1x1 maps), the norm gets fewer groups, or is not replaced.
 
-    Without ``preserve`` the new norms start anew: a network that was trained without Weight Standardization then has
-    to be trained again.
+    Without ``preserve``, the new norms have their initial values, and a network that was trained without Weight
+    Standardization has to be trained again.
 
     Args:
-        model: Any network: torchvision's, timm's, OpenMMLab's, your own.
-        example_inputs: What the network is run on: a tensor, a tuple of positional or a dict of keyword arguments.
-            Defaults to None: random images (1, C, 64, 64) or larger, C as the first convolution says; OpenMMLab's
-            models also run their losses, on made-up labels.
-        norm: Name, config or class of the new norm, such as ``dict(type='BCN', mode='large_batch')``; in OpenMMLab's
-            sense: ``'LN'`` normalizes over channels and positions. GroupNorm's number of groups is kept. None keeps the
-            norms. Defaults to ``'BCN'``.
-        ws: Whether convolutions that feed a norm are standardized. Defaults to True.
-        include: If given, only layers with a name that matches one of these patterns are converted: a name, the
-            beginning of one up to a dot, or a pattern with ``*`` as in file names.
-        exclude: Layers that match one of these are not converted.
-        preserve: Keep the function of the network as far as the layers allow: convolutions keep the mean and deviation
-            of their kernels in fixed buffers (:class:`~wsbcn_mmseg.layers.AdaptiveConvWS`); the batch normalization
-            of BCN takes over BatchNorm's affine and running statistics (a frozen BatchNorm's too); groups have at
-            least 16 channels, and each group's channel scale and shift undo the channel normalization on average. The
-            report says by how much the output has changed. Defaults to False.
-        instance_norm: Whether InstanceNorm is replaced too. Defaults to False.
-        skip_shared: Whether to leave layers that are registered under several names or run several times in one pass.
+        model: Any network, for example of torchvision, timm or OpenMMLab.
+        example_inputs: Input of the network: a tensor, a tuple of positional arguments or a dict of keyword
+            arguments. Defaults to None: random images of shape (1, C, 64, 64) or larger, where C is the number of
+            input channels of the first convolution. Models of OpenMMLab also compute their losses, with made-up
+            labels.
+        norm: Name, config or class of the new norm, such as ``dict(type='BCN', mode='large_batch')``. Names are those
+            of OpenMMLab, but ``'LN'`` normalizes over channels and positions. The number of groups of a GroupNorm is
+            kept. None keeps the norms. Defaults to ``'BCN'``.
+        ws: Whether to replace convolutions that feed a norm by ConvWS. Defaults to True.
+        include: If given, only layers whose names match one of these patterns are converted. A pattern is a name, the
+            beginning of a name up to a dot, or a pattern with ``*`` as in file names.
+        exclude: Layers whose names match one of these patterns are not converted.
+        preserve: Change the outputs of the network as little as possible. Convolutions keep the mean and standard
+            deviation of their kernels in fixed buffers (:class:`~wsbcn_mmseg.layers.AdaptiveConvWS`). The batch
+            normalization of BCN gets the scale, shift and running statistics of BatchNorm (also of a frozen one).
+            Groups have at least 16 channels by default, and the scale and shift of each group undo the channel
+            normalization on average. The report has the change of the output. Defaults to False.
+        instance_norm: Whether to also replace InstanceNorm. Defaults to False.
+        skip_shared: Whether to skip layers that are registered under several names or run several times in one pass.
             Defaults to False.
-        skip_frozen: Whether to leave layers whose parameters all have ``requires_grad=False``. Defaults to False.
-        read_elsewhere: Whether to standardize convolutions whose output or kernel is read by more than the norms that
-            are replaced, too; the scale of what the others read changes. Defaults to False.
+        skip_frozen: Whether to skip layers whose parameters all have ``requires_grad=False``. Defaults to False.
+        read_elsewhere: Whether to also replace convolutions whose output or kernel is read by other code than the
+            replaced norms. The scale of what the other code reads changes. Defaults to False.
 
     Returns:
-        ``model`` itself; its ``conversion_report`` is a :class:`ConversionReport`: what was converted and what was not,
-        and why.
+        ``model`` itself. Its ``conversion_report`` is a :class:`ConversionReport`, which lists what was converted,
+        and what was not, with the reason.
 
     Raises:
         ConversionError: A ``ValueError``, if the network does not run on made-up images, is compiled or wrapped
@@ -101,7 +102,7 @@ def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None
 
 def plan_conversion(model: nn.Module, example_inputs: Tensor | tuple | dict | None = None, *args: Any,
                     **kwargs: Any) -> ConversionReport:
-    """What :func:`convert_model` would do with these arguments; the network is not changed, a copy is converted."""
+    """Report what :func:`convert_model` would do with these arguments, by converting a copy of ``model``."""
     return convert_model(copy_network(model), example_inputs, *args, **kwargs).conversion_report
 
 

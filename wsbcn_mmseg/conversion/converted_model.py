@@ -19,11 +19,11 @@ def build_converted_model(conversion: dict, **model) -> nn.Module:
 
     Args:
         conversion: ``type`` of the model, and ``norm``, ``ws``, ``include``, ``exclude`` as for
-            :func:`wsbcn_mmseg.convert_model`. Convolutions that are ConvWS by their config though no norm follows
-            them become plain ones. With ``preserve=True``, ``init_weights()`` initializes the unconverted model as its
-            config says, loads ``checkpoint`` into it if there is one, and takes over what converting it gives. Heads of
-            another number of classes start anew.
-        model: All else that the model's own config says.
+            :func:`wsbcn_mmseg.convert_model`. If the config sets ConvWS for convolutions that no norm follows, they
+            become plain convolutions. With ``preserve=True``, ``init_weights()`` initializes the unconverted model as
+            in its config, loads ``checkpoint`` into it if there is one, converts it, and uses the resulting weights.
+            Layers of heads for another number of classes keep their initial weights.
+        model: All other settings of the model's config.
 
     Returns:
         The model itself, an instance of the class that ``conversion.type`` names.

@@ -37,37 +37,37 @@ def _plain_convs() -> Iterator[type]:
 
 @torch.no_grad()
 def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.Module:
-    """A copy of ``model`` for inference that has stock layers in the place of this package's and computes the same.
+    """Copy a model for inference, and replace this package's layers by stock PyTorch layers that compute the same.
 
-    - A ``ConvWS`` becomes the plain convolution of its standardized kernel.
-    - A ``BCN`` becomes a ``nn.GroupNorm``; its batch part, an affine map per channel, goes into kernel and bias of the
-      convolution that feeds it. Where the norm is not fed by one convolution alone, or that convolution's output is
-      used elsewhere too, the batch part stays as a BatchNorm: ``nn.Sequential(BatchNorm, GroupNorm)``.
+    - A ``ConvWS`` becomes a plain convolution with the standardized kernel.
+    - A ``BCN`` becomes a ``nn.GroupNorm``. Its batch normalization, an affine function per channel, is merged into
+      kernel and bias of the convolution that feeds it. If not exactly one convolution feeds the norm, or if the
+      output of this convolution is used elsewhere too, the BCN becomes ``nn.Sequential(BatchNorm, GroupNorm)``.
     - A ``GNByWidth`` becomes a ``nn.GroupNorm``.
-    - A BatchNorm after a ``ConvWS`` goes into the convolution the same way and becomes a ``nn.Identity``; one that
-      cannot stays as it is.
+    - A BatchNorm after a ``ConvWS`` is merged into the convolution in the same way and becomes a ``nn.Identity``. If
+      this is not possible, it stays as it is.
 
-    Everything else, hooks, shared modules and layers of other packages included, is as in ``model``. The
-    ``state_dict`` fits the same architecture built from plain layers (``bias=True`` where a batch part was folded into
-    a convolution).
+    Everything else is as in ``model``, including hooks, shared modules and layers of other packages. The
+    ``state_dict`` fits the same architecture built from plain layers (with ``bias=True`` in convolutions into which a
+    batch normalization was merged).
 
     The copy is run once, on one input, to find the convolution that feeds each norm; control flow that depends on the
-    input is not supported. The batch part of norms that do not run, or have hooks, stays a BatchNorm.
+    input is not supported. The batch normalization of norms that do not run, or that have hooks, stays a BatchNorm.
 
     Args:
-        model: Any module; it stays as it is.
-        example_inputs: What the network is run on: a tensor, a tuple of positional or a dict of keyword arguments.
-            Defaults to None: random images, as :func:`convert_model` makes them up; where none fits, all batch parts
-            stay BatchNorms.
+        model: Any module; it is not changed.
+        example_inputs: Input of the network: a tensor, a tuple of positional arguments or a dict of keyword
+            arguments. Defaults to None: random images, as in :func:`convert_model`. If the network does not run on
+            these, the batch normalizations of all BCN layers stay BatchNorms.
 
     Returns:
         The folded copy, in evaluation mode.
 
     Raises:
         ValueError: If the network has norms of this package, or derived from them, for which there is no stock layer,
-            such as SwitchableNorm; or if the folded network does not compute the same on the example, as where other
-            code reads a raw kernel.
-        Exception: Whatever ``model`` raises for the given ``example_inputs``.
+            such as SwitchableNorm; or if the output of the folded network on the example differs, for example because
+            other code reads a raw kernel.
+        Exception: Any error that ``model`` raises for the given ``example_inputs``.
 
     Examples:
         >>> from wsbcn_mmseg.layers import BCN, ConvWS

@@ -1,4 +1,4 @@
-"""Which BCN layers feed ReLU and nothing else, and may apply it themselves."""
+"""BCN layers that apply the ReLU that follows them."""
 from torch import Tensor, nn
 
 from wsbcn_mmseg.layers import BCN
@@ -8,25 +8,26 @@ from .trial_run import TrialRun
 
 
 def fuse_relu(model: nn.Module, example_inputs: Tensor | tuple | dict | None = None) -> list[str]:
-    """Let BCN layers apply the ``nn.ReLU`` that follows them, in the same pass; its own pass is left out.
+    """Let BCN layers apply the ``nn.ReLU`` that follows them in the same pass over the activation.
 
-    Results stay the same, bit for bit on the CPU. Modules, their names and the ``state_dict`` stay as they are. A layer
-    with forward hooks, which must see its own output, leaves ReLU to the module. :func:`unfuse_relu` takes it back.
+    Results stay the same, bitwise on the CPU. Modules, their names and the ``state_dict`` do not change. A BCN layer
+    with forward hooks does not apply ReLU, because its hooks must get its own output. :func:`unfuse_relu` undoes the
+    change.
 
-    Which layers feed ReLU alone is seen by running the network, in evaluation and in training mode: a network whose
-    path depends on its input needs inputs that take all paths.
+    The network is run in evaluation and in training mode to find the layers whose output goes only to ReLU. If its
+    control flow depends on the input, give inputs that cover all paths.
 
     Args:
         model: The network; it is changed in place.
-        example_inputs: What the network is run on: a tensor, a tuple of positional or a dict of keyword arguments.
-            Defaults to None: random images, as :func:`convert_model` makes them up.
+        example_inputs: Input of the network: a tensor, a tuple of positional arguments or a dict of keyword
+            arguments. Defaults to None: random images, as in :func:`convert_model`.
 
     Returns:
-        The names of the layers that apply ReLU now.
+        The names of the layers that now apply ReLU.
 
     Raises:
-        ValueError: If ``example_inputs`` is None and the network runs on nothing that could be made up for it.
-        Exception: Whatever ``model`` raises for the given ``example_inputs``.
+        ValueError: If ``example_inputs`` is None and the network does not run on random images.
+        Exception: Any error that ``model`` raises for the given ``example_inputs``.
 
     Examples:
         >>> fuse_relu(nn.Sequential(nn.Conv2d(3, 8, 3), BCN(8), nn.ReLU()))
@@ -48,7 +49,7 @@ def fuse_relu(model: nn.Module, example_inputs: Tensor | tuple | dict | None = N
 
 
 def unfuse_relu(model: nn.Module) -> None:
-    """Leave ReLU to its modules again."""
+    """Undo :func:`fuse_relu`: the ``nn.ReLU`` modules apply ReLU again."""
     for module in model.modules():
         if isinstance(module, BCN):
             module.fused_relu = False

@@ -1,7 +1,7 @@
-"""The checkpoints that the paper's authors published, rewritten for the networks of this package.
+"""Conversion of the checkpoints that the paper's authors published, for the networks of this package.
 
-Their networks are ours under other names, with one difference: their layers divide kernels by other deviations than
-Eq. 7. There are two generations of them:
+The authors' networks are the same as ours except for the names of layers and one difference: their layers divide
+kernels by other standard deviations than Eq. 7. There are two generations of layers:
 
 ==========================================  =============================  ====================
 repository                                  deviation                      norms
@@ -12,9 +12,9 @@ Batch-Channel-Normalization, ``DeepLabV3``  unbiased deviation + eps       BCN
 Batch-Channel-Normalization, ``imagenet``   sqrt(unbiased variance + eps)  BCN
 ==========================================  =============================  ====================
 
-The norms of a file therefore tell its generation, except for ImageNet networks with BN and WS, which the authors did
-not publish. Either deviation is Eq. 7's times a constant factor per output channel, for which the conversion
-compensates.
+The norms in a file therefore determine its generation, except for ImageNet networks with BN and WS, which the authors
+did not publish. Both deviations differ from that of Eq. 7 by a constant factor per output channel, for which the
+conversion compensates.
 """
 import re
 from dataclasses import dataclass
@@ -69,17 +69,16 @@ class Official:
 
 
 def recognize(weights: dict[str, Tensor], ws: bool | None = None, eps: str | None = None) -> Official:
-    """Tell from names and shapes what the authors' file holds.
+    """Recognize the network of an authors' checkpoint from names and shapes of its tensors.
 
     Args:
         weights: Its state dict, without ``module.`` before the names.
-        ws: Whether the network standardizes its weights, which no name tells. Defaults to None: what the authors
-            published, WS with GN and BCN, no WS with BN.
-        eps: ``'outside'`` or ``'inside'``, the generation of layers that it was trained with. Defaults to None: by its
-            task and norms.
+        ws: Whether the network has Weight Standardization, which the names do not show. Defaults to None: as the
+            authors published, with WS for GN and BCN, and without WS for BN.
+        eps: ``'outside'`` or ``'inside'``, the generation of its layers. Defaults to None: from its task and norms.
 
     Raises:
-        ValueError: If it is none of the formats known here, or its generation cannot be told.
+        ValueError: If the format is not known, or if its generation cannot be determined.
     """
     logits = next((weights[name] for name in ('fc.weight', 'aspp.conv3.weight') if name in weights), None)
     norm = next((norm for name, norm in (('bn1.pbn.weight', 'BCN'), ('bn1.bn.weight', 'BCN'),
@@ -114,30 +113,31 @@ def _generation(task: str, norm: str, eps: str | None) -> str:
 
 def convert_official(weights: dict[str, Tensor], ws: bool | None = None, eps: str | None = None,
                      keep_kernels: bool = False) -> tuple[dict[str, Tensor], Official]:
-    """Rewrite one of the authors' state dicts.
+    """Convert a state dict of the authors to the layout of this package.
 
     Names become those of MMPretrain's ``ImageClassifier`` or of the segmentor of ``configs/deeplabv3_r101_*_voc.py``.
-    With s the deviation of Eq. 7, s' the authors' and f = s'/s, the factor goes into the stored statistics of the norm
-    that follows, mu' = f mu and var' = f^2 (var + eps) - eps; where nothing is stored, with GN, into the scale of
-    the kernel itself, which Eq. 7 does not cancel completely: W' = a W with a^2 = eps / (s'^2 - variance) gives the
-    authors' kernel exactly. Networks then compute what the authors' do. Training them further goes as theirs only where
-    kernels keep their lengths, with BN and BCN; with GN a is between 0.1 and 5 in a ResNet-50 from Kaiming's
-    initialization, and an SGD step moves W' by 1 / a^2 as much in proportion.
+    With s the deviation of Eq. 7, s' the authors' and f = s'/s, the factor goes into the stored statistics of the
+    norm that follows, mu' = f mu and var' = f^2 (var + eps) - eps; where nothing is stored, with GN, into the scale
+    of the kernel itself, which Eq. 7 does not cancel completely: W' = a W with a^2 = eps / (s'^2 - variance) gives
+    the authors' kernel exactly. The converted networks then compute the same as the authors' networks. With BN and
+    BCN, kernels keep their lengths, and further training is also the same. With GN it is not: a is between 0.1 and 5
+    in a ResNet-50 from Kaiming's initialization, and an SGD step changes W' by 1 / a^2 as much in proportion.
 
     Args:
         weights: State dict, without ``module.`` before the names.
         ws: See :func:`recognize`.
         eps: See :func:`recognize`.
-        keep_kernels: Leave the kernels of a network with GN as they are, for ``conv_cfg=dict(type='ConvWSStdEps')``,
-            with which it computes and trains as the authors'. Defaults to False.
+        keep_kernels: Do not change the kernels of a network with GN+WS. With ``conv_cfg=dict(type='ConvWSStdEps')``,
+            it then computes and trains as the authors' network. Defaults to False.
 
     Returns:
-        The state dict, and what it holds. Converted values are computed in float64 and returned in the given dtypes.
+        The converted state dict, and its description. Converted values are computed in float64 and returned in the
+        given dtypes.
 
     Raises:
-        ValueError: If ``keep_kernels`` is set for another network than GN+WS with eps outside the root; if the format
-            or its generation is unknown; or if tensors are missing, unexpected or of other shapes, which the message
-            lists.
+        ValueError: If ``keep_kernels`` is set for a network other than GN+WS with eps outside the root; if the format
+            or its generation is unknown; or if tensors are missing, unexpected or have other shapes (the message
+            lists them).
     """
     weights = {name: value for name, value in weights.items() if not name.endswith(_UNUSED)}
     official = recognize(weights, ws, eps)

@@ -1,26 +1,26 @@
-"""What a conversion did, for people and programs, and why it did nothing."""
+"""The report and the error of a conversion."""
 from collections import Counter
 from dataclasses import dataclass, field
 
 
 class ConversionError(ValueError):
-    """A network cannot be converted as asked; it is as it was before."""
+    """The network cannot be converted with these arguments. It was not changed."""
 
 
 @dataclass
 class ConversionReport:
-    """What :func:`~wsbcn_mmseg.convert_model` did; ``print`` it. It is the model's ``conversion_report``.
+    """What :func:`~wsbcn_mmseg.convert_model` did, for ``print`` and for programs: the model's ``conversion_report``.
 
     Attributes:
-        norms: Names of the norms that were replaced, and of what by what, such as ``'BatchNorm2d -> BCN'``.
-        convs: Names of the convolutions that were, such as ``'Conv2d -> ConvWS'``.
-        kept: Names of the other norms and convolutions, and why they were left.
-        regrouped: Names of the norms whose groups would have too few values, and what was done, with the numbers.
-        unseen: Names of the norms that were replaced though they did not run on the example, and how many values their
-            groups have is not known.
-        min_channels_per_group: Smallest group width chosen for the new norms; None where there is none.
-        output_change: Norm of the output's change on the example, divided by the norm of the output; None where it was
-            not measured (without ``preserve``, or where the network gives no tensor).
+        norms: Names of the replaced norms, each with its old and new class, such as ``'BatchNorm2d -> BCN'``.
+        convs: Names of the replaced convolutions, such as ``'Conv2d -> ConvWS'``.
+        kept: Names of the norms and convolutions that were not replaced, each with the reason.
+        regrouped: Names of the norms whose groups would have had too few values, each with what was done instead.
+        unseen: Names of the norms that were replaced although they did not run on the example; the number of values
+            of their groups is not known.
+        min_channels_per_group: Smallest number of channels per group of the new norms; None if they have no groups.
+        output_change: Norm of the change of the output on the example, divided by the norm of the output; None if it
+            was not measured (without ``preserve``, or if the network returns no tensor).
     """
     norms: dict[str, str] = field(default_factory=dict)
     convs: dict[str, str] = field(default_factory=dict)

@@ -19,8 +19,8 @@ CONV_ARGUMENTS = 12  # of nn.ConvNd's constructor, and eps
 class AdaptiveWeightStandardized(WeightStandardized):
     """Mixin before ``nn.ConvNd``: convolves with ``kernel_scale * standardized + kernel_mean``.
 
-    Both buffers have shape (O, 1, ...) and are part of the ``state_dict``; 1 and 0 until :meth:`adapt` sets them, which
-    is plain Weight Standardization.
+    Both buffers have shape (O, 1, ...) and are part of the ``state_dict``. Until :meth:`adapt` sets them, they are 1
+    and 0, which is plain Weight Standardization.
     """
 
     def __init__(self, *args, **kwargs):
@@ -37,14 +37,14 @@ class AdaptiveWeightStandardized(WeightStandardized):
 
     @torch.no_grad()
     def adapt(self) -> None:
-        """Take over mean and standard deviation of the present kernel: the layer now convolves with ``weight``."""
+        """Store mean and deviation of the current kernel; the layer then convolves with ``weight`` itself."""
         kernel = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).flatten(1)
         var, mean = torch.var_mean(kernel, 1, unbiased=False)
         self.kernel_mean.copy_(mean.view_as(self.kernel_mean))
         self.kernel_scale.copy_((var + self.eps).sqrt().view_as(self.kernel_scale))
 
     def effective_weight(self) -> Tensor:
-        """The kernel that convolves, shape of ``weight``: mean ``kernel_mean``, deviation ``kernel_scale``."""
+        """The kernel of the convolution, shape of ``weight``: mean ``kernel_mean``, deviation ``kernel_scale``."""
         return self.kernel_scale * standardize_weight(self.weight, self.eps) + self.kernel_mean
 
     def forward(self, input: Tensor) -> Tensor:  # named as in torch
@@ -52,10 +52,10 @@ class AdaptiveWeightStandardized(WeightStandardized):
 
 
 class AdaptiveConvWS(AdaptiveWeightStandardized, nn.Conv2d):
-    """:class:`ConvWS` whose kernels keep the mean and deviation that they had when :meth:`adapt` was called.
+    """:class:`ConvWS` whose kernels keep the mean and standard deviation from the call of :meth:`adapt`.
 
-    Arguments are those of :class:`ConvWS`. ``convert_model(model, preserve=True)`` puts it in the place of pretrained
-    convolutions.
+    Arguments are those of :class:`ConvWS`. ``convert_model(model, preserve=True)`` replaces pretrained convolutions
+    by this layer.
 
     Examples:
         >>> conv = AdaptiveConvWS(3, 8, 3)

@@ -1,5 +1,5 @@
-"""What the paper compares with and OpenMMLab does not have: WN, CWN (Table 3), and GroupNorm by width (Table 7); and WS
-with the deviation of the authors' code.
+"""Baselines of the paper that OpenMMLab does not have: WN, CWN (Table 3), and GroupNorm by width (Table 7). Also WS
+with the standard deviation of the authors' code.
 
 The paper's LN is GroupNorm with one group, ``dict(type='GN', num_groups=1)``; its IN is
 ``dict(type='IN', affine=True)``.
@@ -17,10 +17,10 @@ from .reparametrized_conv import ReparametrizedConv
 class WeightNormalized(ReparametrizedConv):
     """Mixin before ``nn.Conv2d``: direction and length of each output channel's kernel as separate parameters.
 
-    ``gain``, shape (O,), is the length. As in :func:`torch.nn.utils.parametrizations.weight_norm` it starts at the
-    length of each kernel, so that training starts where it would start without weight normalization; after ``weight``
-    is initialized again, :meth:`reset_gain` makes it so (in configs ``init_cfg=[..., dict(type='GainOfKernel')]``). A
-    state dict of an ordinary convolution loads too, with its kernels' own lengths.
+    ``gain`` of shape (O,) is the length. As in :func:`torch.nn.utils.parametrizations.weight_norm`, its initial value
+    is the length of each kernel, so that the initial outputs are those without weight normalization. If ``weight`` is
+    initialized again, call :meth:`reset_gain` (in configs ``init_cfg=[..., dict(type='GainOfKernel')]``). A state
+    dict of an ordinary convolution can be loaded; ``gain`` is then the length of its kernels.
     """
 
     def __init__(self, *args, **kwargs):
@@ -30,15 +30,15 @@ class WeightNormalized(ReparametrizedConv):
 
     @torch.no_grad()
     def reset_gain(self) -> None:
-        """``gain`` becomes the length of each kernel, with CWN of the centered one."""
+        """Set ``gain`` to the length of each kernel (for CWN, of the centered kernel)."""
         self.gain.copy_(self.direction(self.weight.flatten(1)).norm(dim=1))
 
     def direction(self, weight: Tensor) -> Tensor:
-        """What is scaled to length 1; flattened kernels, shape (O, fan-in)."""
+        """The flattened kernels, before they are scaled to length 1; shape (O, fan-in)."""
         return weight
 
     def effective_weight(self) -> Tensor:
-        """The kernel that convolves, shape of ``weight``: length ``gain``."""
+        """The kernel of the convolution, shape of ``weight``: length ``gain``."""
         direction = self.direction(self.weight.flatten(1))
         return (self.gain[:, None] * direction / direction.norm(dim=1, keepdim=True)).view_as(self.weight)
 
@@ -67,15 +67,15 @@ class ConvCWN(WeightNormalized, nn.Conv2d):
 
 
 class ConvWSStdEps(WeightStandardized, nn.Conv2d):
-    """2d convolution with Weight Standardization as the authors' networks with GN have it: (W - mean) / (std + eps).
+    """2d convolution with the Weight Standardization of the authors' networks with GN: (W - mean) / (std + eps).
 
-    std is the unbiased deviation, without eps inside the root as in Eq. 7 (pytorch-classification, DeepLabv3.pytorch,
-    maskrcnn-benchmark). For fine-tuning their checkpoints step by step as they did, with kernels that
-    ``tools/convert_official_checkpoint.py --keep-kernels`` leaves as they are. Arguments, input and output shapes of
-    :class:`torch.nn.Conv2d`.
+    std is the unbiased standard deviation; unlike in Eq. 7, eps is outside the root (pytorch-classification,
+    DeepLabv3.pytorch, maskrcnn-benchmark). Use it to fine-tune the authors' checkpoints exactly as they did, with
+    kernels that ``tools/convert_official_checkpoint.py --keep-kernels`` does not change. Arguments, input and output
+    shapes of :class:`torch.nn.Conv2d`.
 
     Args:
-        eps (float): Added to the deviation; above 0. Defaults to 1e-5.
+        eps (float): Added to the standard deviation; must be above 0. Defaults to 1e-5.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
@@ -86,7 +86,7 @@ class ConvWSStdEps(WeightStandardized, nn.Conv2d):
                          device, dtype, eps)
 
     def effective_weight(self) -> Tensor:
-        """The kernel that convolves, shape of ``weight``: mean 0, variance 1 per output channel."""
+        """The kernel of the convolution, shape of ``weight``: mean 0, variance 1 per output channel."""
         rows = self.weight.flatten(1)
         std, mean = torch.std_mean(rows, dim=1, keepdim=True)
         return ((rows - mean) / (std + self.eps)).view_as(self.weight)
@@ -96,7 +96,7 @@ class ConvWSStdEps(WeightStandardized, nn.Conv2d):
 
 
 class GNByWidth(nn.GroupNorm):
-    """GroupNorm whose number of groups follows the width: min(32, C / 4) on CIFAR (Section 8.2).
+    """GroupNorm whose number of groups depends on the number of channels C: min(32, C / 4) on CIFAR (Section 8.2).
 
     ``dict(type='GN')`` of OpenMMLab needs one number for all layers.
 

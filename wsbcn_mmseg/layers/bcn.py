@@ -23,7 +23,7 @@ FEW_VALUES = 4  # statistics of a group over so few values say little
 def default_num_groups(num_features: int, min_channels_per_group: int = 2) -> int:
     """The largest divisor of ``num_features`` not above min(32, max(1, num_features // min_channels_per_group)).
 
-    32 for 64 channels and more, as in the paper; ``min_channels_per_group=4`` is the paper's rule on CIFAR.
+    32 for 64, 128, 256, ... channels, as in the paper; ``min_channels_per_group=4`` is the paper's rule on CIFAR.
     """
     check_integer('num_features', num_features, 1)
     check_integer('min_channels_per_group', min_channels_per_group, 1)
@@ -32,48 +32,50 @@ def default_num_groups(num_features: int, min_channels_per_group: int = 2) -> in
 
 
 class BCN(nn.GroupNorm):
-    r"""Batch-Channel Normalization: channels normalized by batch information, then groups of channels (Eq. 40-43).
+    r"""Batch-Channel Normalization (Eq. 40-43): a batch normalization followed by a group normalization.
 
-    ``mode='micro_batch'`` is Algorithm 1: running estimates of each channel's mean and variance are updated with the
-    batch's at ``update_rate`` in every training forward pass, and normalize it; one image per process is enough.
-    ``mode='large_batch'`` is GroupNorm(BatchNorm(x)), Eq. 43. In evaluation both use the running estimates.
+    ``mode='micro_batch'`` is Algorithm 1: every training forward pass updates running estimates of each channel's
+    mean and variance with those of the batch, at ``update_rate``, and normalizes by the updated estimates. One image
+    per process is enough. ``mode='large_batch'`` is GroupNorm(BatchNorm(x)), Eq. 43. In evaluation, both modes use
+    the running estimates.
 
-    Parameters and buffers, in the layout the authors published: ``weight``, ``bias`` of shape (num_groups,), the
-    channel normalization's; and in ``bn``, an ordinary BatchNorm module used only for storage, ``weight``, ``bias``,
-    ``running_mean``, ``running_var`` of shape (num_features,).
+    Parameters and buffers have the layout of the authors' code. The group normalization has ``weight`` and ``bias``
+    of shape (num_groups,). The batch normalization has ``weight``, ``bias``, ``running_mean`` and ``running_var`` of
+    shape (num_features,); they are in ``bn``, a BatchNorm module used only for storage.
 
-    ``bn`` obeys what is said to BatchNorm modules: ``bn.eval()`` freezes the estimates, as ``norm_eval=True`` does in
-    OpenMMLab backbones, and ``bn.track_running_stats = False`` too; a ``bn.momentum`` that is assigned after
-    construction (``torch.optim.swa_utils.update_bn``, precise-BN recipes; None for the cumulative average) makes the
-    estimates follow the batches' statistics as BatchNorm's would; a frozen BatchNorm put in its place freezes them.
-    Without running estimates (``bn.running_mean = None``) micro-batch mode refuses to run, large-batch mode takes the
-    batch's statistics.
+    Settings of ``bn`` work as in BatchNorm modules. ``bn.eval()`` freezes the estimates, as ``norm_eval=True`` does
+    in OpenMMLab backbones; so do ``bn.track_running_stats = False`` and a frozen BatchNorm in the place of ``bn``. If
+    another ``bn.momentum`` is assigned after construction, as ``torch.optim.swa_utils.update_bn`` and precise-BN
+    recipes do (None for the cumulative average), the estimates are updated as BatchNorm updates its running
+    statistics. Without running estimates (``bn.running_mean = None``), micro-batch mode raises an error, and
+    large-batch mode uses the statistics of the batch.
 
-    In half-precision networks keep ``bn`` in float32: small updates are lost in fewer bits. Under activation
-    checkpointing let a layer run once per segment and backward pass: the recomputation of all its runs would use the
-    estimates of the last. :func:`wsbcn_mmseg.save_memory` has no such limit.
+    In half-precision networks, keep ``bn`` in float32: half precision rounds small updates to zero. With activation
+    checkpointing, call a layer only once per segment and backward pass: all its calls would be recomputed with the
+    estimates of the last one. :func:`wsbcn_mmseg.save_memory` has no such limit.
 
     Args:
         num_features: Number of channels C.
         num_groups: Number of channel groups; must divide C. Defaults to None: the largest divisor of C not above
             min(32, max(1, C // min_channels_per_group)).
-        eps: Added to both variances, inside the roots; above 0. Defaults to 1e-5.
+        eps: Added to both variances, inside the square roots; must be above 0. Defaults to 1e-5.
         mode: ``'micro_batch'`` or ``'large_batch'``. Defaults to ``'micro_batch'``.
-        update_rate: Initial value of r of Algorithm 1; :class:`BCNUpdateRateHook` overwrites it before every iteration
-            (the paper's r is the learning rate). Defaults to 0.01.
-        momentum: BatchNorm's, for large-batch mode; None for the cumulative average. In micro-batch mode it has no
-            effect until another is assigned to ``bn.momentum``. Defaults to 0.1.
-        sync: Take batch statistics over all ranks; large-batch mode only. Defaults to False.
+        update_rate: Initial update rate of the estimates, r in Algorithm 1. :func:`follow_learning_rate` and
+            :class:`BCNUpdateRateHook` set it to the learning rate, as in the paper. Defaults to 0.01.
+        momentum: As of BatchNorm, for large-batch mode; None for the cumulative average. Micro-batch mode does not
+            use it, unless another value is assigned to ``bn.momentum``. Defaults to 0.1.
+        sync: Compute batch statistics over all processes; large-batch mode only. Defaults to False.
         min_channels_per_group: See ``num_groups``. Defaults to 2.
-        device, dtype: Of parameters and buffers. Default to PyTorch's.
+        device, dtype: Device and dtype of parameters and buffers. Default to those of PyTorch.
 
     Raises:
         ValueError: If ``num_groups`` does not divide C, an argument is out of range, or arguments contradict each
-            other; in the forward pass, if the input is not a floating-point tensor of shape (N, C, \*), or a group has
-            a single value.
+            other; in the forward pass, if the input is not a floating-point tensor of shape (N, C, \*), or a group
+            has only one value.
 
     Warns:
-        UserWarning: Once, if groups have no more than four values.
+        UserWarning: Once, if groups have no more than four values; and once, if the estimates are updated in
+            micro-batch mode at the default rate.
 
     Examples:
         >>> BCN(64)(torch.randn(1, 64, 8, 8)).shape
@@ -140,7 +142,7 @@ class BCN(nn.GroupNorm):
         self._update_rate = self._update_rate.to(device)
 
     def reset_parameters(self) -> None:
-        """Scales 1, shifts 0, estimates 0 and 1."""
+        """Set scales to 1, shifts to 0, estimated means to 0 and estimated variances to 1."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
@@ -259,7 +261,7 @@ class BCN(nn.GroupNorm):
         """Apply ``fn`` to ``bn`` and to self, but never leave both scales at zero.
 
         OpenMMLab's ``zero_init_residual`` sets the last norm of a block *and its children* to 0. With both scales at
-        zero every gradient of the block is zero for ever; the authors zero the channel scale alone.
+        zero, every gradient of the block stays zero; the authors set only the channel scale to 0.
         """
         if self.bn.weight is None:
             return super().apply(fn)

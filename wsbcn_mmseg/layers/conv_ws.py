@@ -22,11 +22,11 @@ class WeightStandardized(ReparametrizedConv):
         self.center, self.scale = check_flag('center', center), check_flag('scale', scale)
 
     def effective_weight(self) -> Tensor:
-        """The kernel that convolves, shape of ``weight``: mean 0, variance 1 per output channel (Eq. 5)."""
+        """The kernel of the convolution, shape of ``weight``: mean 0, variance 1 per output channel (Eq. 5)."""
         return standardize_weight(self.weight, self.eps, center=self.center, scale=self.scale)
 
     def standardized_weight(self) -> Tensor:
-        """:meth:`effective_weight`, by the paper's name."""
+        """The same as :meth:`effective_weight`, under the paper's name."""
         return self.effective_weight()
 
     def forward(self, input: Tensor) -> Tensor:  # named as in torch
@@ -53,17 +53,17 @@ class WeightStandardized(ReparametrizedConv):
 class ConvWS(WeightStandardized, nn.Conv2d):
     """2d convolution with Weight Standardization (Eq. 5-7).
 
-    Arguments, input and output shapes are those of :class:`torch.nn.Conv2d`: grouped, depth-wise, dilated, biased,
-    any padding mode. ``weight`` holds the raw kernel W; :meth:`standardized_weight` gives the one that convolves. The
-    statistics are taken anew, in float32 at least, at every forward pass.
+    Arguments, input and output shapes are those of :class:`torch.nn.Conv2d`, including groups, dilation, bias and all
+    padding modes. ``weight`` holds the raw kernel W; :meth:`standardized_weight` returns the kernel of the
+    convolution. Mean and variance of W are computed in every forward pass, in float32 or higher precision.
 
     Args:
-        eps (float): Added to the variance, inside the root. Defaults to 1e-5.
+        eps (float): Added to the variance, inside the square root. Defaults to 1e-5.
         center (bool): Subtract the mean (Eq. 11); False only for the ablation of Table 4. Defaults to True.
         scale (bool): Divide by the standard deviation (Eq. 12); False only for the ablation. Defaults to True.
 
     Raises:
-        ValueError: If the fan-in is 1 (such as depth-wise 1x1), or an argument is out of range.
+        ValueError: If the fan-in is 1 (for example in a depth-wise 1x1 convolution), or an argument is out of range.
 
     Examples:
         >>> ConvWS(3, 64, 3, padding=1)(torch.randn(2, 3, 32, 32)).shape

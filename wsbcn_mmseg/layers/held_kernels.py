@@ -108,16 +108,16 @@ class _LastStep(torch.autograd.Function):
 class HeldKernels:
     """Standardizes the kernels of a network once per optimizer step, under gradient accumulation.
 
-    Gradients are those of ordinary accumulation, except for rounding. Between micro-steps, the network is as without
-    this class: evaluate and save it as usual. It keeps a copy of the standardized kernels, and, like the parameters
-    themselves, their gradients.
+    Gradients are those of ordinary accumulation, except for rounding. Between micro-steps, the network behaves as
+    without this class: evaluate and save it as usual. The class needs memory for a copy of the standardized kernels
+    and for their gradients.
 
-    It holds the kernels of convolutions with Weight Standardization, WN and CWN. Convolutions are left as they are if
-    they are frozen, if a parametrization or a hook computes their weight, or if their parameters are sharded.
+    It applies to convolutions with Weight Standardization, WN and CWN. Convolutions are left as they are if they are
+    frozen, if a parametrization or a hook computes their weight, or if their parameters are sharded.
 
     Args:
-        model: The network, or its ``DistributedDataParallel``. For several processes, all but the last micro-step
-            belong into its ``no_sync()``, as usual.
+        model: The network, or its ``DistributedDataParallel``. With several processes, run all but the last
+            micro-step in its ``no_sync()``, as usual.
 
     Raises:
         ValueError: If the network is compiled or in a ``DataParallel``.
@@ -192,10 +192,9 @@ class HeldKernels:
         self._given = []
 
     def finish(self) -> None:
-        """Complete the gradients of the parameters, and hold no kernels any more.
+        """Complete the gradients of the parameters, and release the kernels.
 
-        Call this before the optimizer step where a window was cut short, such as at the end of an epoch: no micro-step
-        had ``last=True``.
+        Call this before the optimizer step if no micro-step had ``last=True``, for example at the end of an epoch.
         """
         for held in self._held:
             gradient = held.take_gradient()
@@ -208,8 +207,8 @@ class HeldKernels:
         self.discard()
 
     def discard(self) -> None:
-        """Forget what was collected, as ``optimizer.zero_grad()`` does for parameters; the next micro-step is a first
-        one."""
+        """Discard the collected gradients, as ``optimizer.zero_grad()`` does for parameters. The next micro-step is
+        again a first one."""
         self._held = []
 
 

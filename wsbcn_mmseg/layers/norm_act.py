@@ -1,6 +1,6 @@
-"""Norms that contain their activation: what one would use today for small batches instead of BCN.
+"""Norms that contain their activation: alternatives to BCN for small batches.
 
-``apply_act`` is timm's name for the same: False where no activation follows the norm, as before the addition at the end
+``apply_act`` has timm's meaning: False if no activation follows the norm, for example before the addition at the end
 of a residual block.
 """
 import torch
@@ -53,8 +53,8 @@ class EvoNormS0(NormAct):
 
     .. math:: y = \gamma_c \frac{x\,\mathrm{sigmoid}(v_c x)}{\sqrt{\sigma^2_{bg} + \epsilon}} + \beta_c
 
-    with the biased variance of each image and group of channels. Without the activation it is the affine map alone, as
-    in the authors' code.
+    with the biased variance of each image and group of channels. With ``apply_act=False``, only the scale and shift
+    are applied, as in the authors' code.
 
     Args:
         num_features: Number of channels C.
@@ -92,8 +92,8 @@ class FRN(NormAct):
     Args:
         num_features: Number of channels C.
         eps: Defaults to 1e-6.
-        learn_eps: Add a learned :math:`|\epsilon_c|` that starts at 1e-4, which the authors advise where maps have one
-            position; without it the norm would be a sign there. Defaults to False.
+        learn_eps: Add a learned :math:`|\epsilon_c|` with initial value 1e-4. The authors advise it for maps with one
+            position, where the norm would otherwise return only the sign. Defaults to False.
         apply_act: Whether the threshold is applied; see :class:`NormAct`.
     """
     _abbr_ = 'frn'

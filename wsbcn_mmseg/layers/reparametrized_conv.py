@@ -61,14 +61,14 @@ class ReparametrizedConv:
         check_fan_in(type(self).__name__, self.weight)
 
     def effective_weight(self) -> Tensor:
-        """The kernel that convolves, shape of ``weight``."""
+        """The kernel of the convolution, shape of ``weight``."""
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:  # named as in torch
         return leaf_call(self, input) if is_symbolic(input) else self._convolve(input, self.effective_weight())
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """What ``nn.ConvNd`` computes, by another kernel."""
+        """What ``nn.ConvNd`` computes, with another kernel."""
         return super()._conv_forward(x, kernel, self.bias)
 
     def _conv_forward(self, *_):

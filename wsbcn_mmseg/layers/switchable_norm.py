@@ -9,21 +9,21 @@ from .tracing import is_symbolic, leaf_call
 
 
 class SwitchableNorm(nn.Module):
-    r"""Normalizes by a learned mixture of instance, layer and batch statistics.
+    r"""Switchable Normalization: normalizes by a learned mixture of instance, layer and batch statistics.
 
     .. math:: y = \gamma_c \frac{x - \sum_k w_k \mu_k}{\sqrt{\sum_k v_k \sigma_k^2 + \epsilon}} + \beta_c,
         \quad k \in \{\text{instance}, \text{layer}, \text{batch}\}
 
-    w and v are softmaxes over ``mean_weight`` and ``var_weight``. Variances are biased. Running batch statistics are
-    those of an inner BatchNorm, ``bn``, with its conventions (the authors' code starts both at 0, calls the share that
-    is kept momentum, and takes the unbiased instance variance); ``bn.eval()`` freezes them. They are each process's
+    w and v are softmaxes over ``mean_weight`` and ``var_weight``. Variances are biased. The running batch statistics
+    are in an inner BatchNorm, ``bn``, and follow its conventions. (In the authors' code, both start at 0, momentum is
+    the share that is kept, and the instance variance is unbiased.) ``bn.eval()`` freezes them. Each process has its
     own.
 
     Args:
         num_features: Number of channels C.
         eps: Added to the variance, inside the root. Defaults to 1e-5.
-        momentum: Of the running batch statistics. Defaults to 0.1.
-        batch_statistics: False leaves out the batch part, as the authors do where each process has one image.
+        momentum: Momentum of the running batch statistics, as in BatchNorm. Defaults to 0.1.
+        batch_statistics: If False, the batch statistics are left out, as the authors do with one image per process.
             Defaults to True.
 
     Input and output of shape (N, C, \*).

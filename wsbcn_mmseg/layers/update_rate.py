@@ -11,13 +11,13 @@ from .bcn import BCN
 
 
 class UpdateRate:
-    """Ties ``update_rate`` of every micro-batch :class:`BCN` to the learning rate of its parameters.
+    """Sets ``update_rate`` of every micro-batch :class:`BCN` to the learning rate of its parameters.
 
     "We set the update rate r to be the learning rate of trainable parameters" (Section 7.2.2). The rate of a layer is
     ``factor`` times the learning rate of the parameter group that holds its parameters, within [``min_rate``,
-    ``max_rate``]. Layers without a trainable parameter in any optimizer keep theirs.
+    ``max_rate``]. Layers without a trainable parameter in any optimizer keep their rate.
 
-    Made by :func:`follow_learning_rate`, which also calls :meth:`update` before every training forward pass.
+    Created by :func:`follow_learning_rate`, which also calls :meth:`update` before every training forward pass.
 
     Args:
         model: The network.
@@ -57,7 +57,7 @@ class UpdateRate:
                 self.lost.append(name)
 
     def update(self) -> None:
-        """Set the rates to what the learning rates are now; no device synchronization."""
+        """Set the rates from the current learning rates, without synchronizing devices."""
         for layer, optimizer, index in self._places:
             rate = min(max(self.factor * optimizer.param_groups[index]['lr'], self.min_rate), self.max_rate)
             if layer.update_rate != rate:  # under accumulation most forward passes have the rate of the one before
@@ -66,21 +66,21 @@ class UpdateRate:
 
 def follow_learning_rate(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], factor: float = 1.0,
                          min_rate: float = 0.0, max_rate: float = 1.0) -> UpdateRate:
-    """The update rate of a network's BCN layers follows the learning rate from here on, in one line.
+    """Make the update rate of a network's BCN layers follow the learning rate.
 
-    The rates are set before every forward pass of ``model`` in training mode: with any scheduler, under gradient
-    accumulation, and after loading an optimizer's state. In a compiled model that is a graph break before the network;
-    with ``fullgraph=True`` call ``UpdateRate(model, optimizer).update()`` before each iteration instead.
+    The rates are set before every forward pass of ``model`` in training mode. This works with any scheduler, with
+    gradient accumulation, and after loading an optimizer's state. It breaks the graph of a compiled model before the
+    network; with ``fullgraph=True``, call ``UpdateRate(model, optimizer).update()`` before each iteration instead.
 
     Args:
-        model: The network, converted; the module that the loop calls, or its wrapper for several GPUs.
-        optimizer: The optimizer that has its parameters, or several.
-        factor: Times the learning rate. Defaults to 1.
-        min_rate, max_rate: Bounds of the update rate. Default to 0 and 1. With optimizers of small learning rates
-            (AdamW at 1e-4) the estimates would hardly move; give a ``factor`` or a ``min_rate`` there.
+        model: The converted network that the training loop calls, or its wrapper for several GPUs.
+        optimizer: The optimizer of its parameters, or a list of several.
+        factor: Multiplies the learning rate. Defaults to 1.
+        min_rate, max_rate: Bounds of the update rate. Default to 0 and 1. With small learning rates (AdamW at 1e-4),
+            the estimates would change too slowly; pass a ``factor`` or a ``min_rate``.
 
     Returns:
-        The :class:`UpdateRate`; ``lost`` has the names of BCN layers whose parameters no optimizer has.
+        The :class:`UpdateRate`; its ``lost`` lists the names of BCN layers whose parameters are in no optimizer.
 
     Raises:
         ValueError: If a number is out of range, or the network has no micro-batch BCN.
@@ -107,12 +107,13 @@ def follow_learning_rate(model: nn.Module, optimizer: Optimizer | Sequence[Optim
 
 
 def make_capturable(model: nn.Module) -> nn.Module:
-    """Keep the update rates of a network's micro-batch BCN layers on their devices, where CUDA graphs read them.
+    """Keep the update rates of a network's micro-batch BCN layers on their devices, where CUDA graphs can read them.
 
-    The rate is a number in host memory otherwise, and a captured graph would keep the one of its capture. Afterwards
-    ``layer.update_rate = r``, and so :func:`follow_learning_rate` and ``BCNUpdateRateHook``, act on captured graphs
-    too; a change costs a small launch per layer. Call it before the capture, after ``model.to(device)``. As with
-    optimizers' ``capturable=True``, nothing else changes.
+    Otherwise the rate is a number in host memory, and a captured graph always uses its value at the capture. After
+    this call, ``layer.update_rate = r`` also changes the rate in captured graphs, and so do
+    :func:`follow_learning_rate` and ``BCNUpdateRateHook``. Each change costs a small kernel launch per layer. Call it
+    after ``model.to(device)`` and before the capture. As with ``capturable=True`` of optimizers, nothing else
+    changes.
 
     Args:
         model: The network.
