@@ -196,12 +196,12 @@ def input_gradient(dy: Tensor, x: Tensor, kept: Tensor, scratch: Tensor, call: C
 
 def _stage(kernels: Callable, stock: Callable, x: Tensor, call: Call, *arguments):
     """A stage by kernels; if a launch fails, by stock operators, which serve all calls from then on."""
+    if not call.forced and self_check.distrusted(x):  # since its forward pass; a compiler that fails takes its time
+        return stock(*arguments)
     try:
         return kernels(*arguments)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except Exception as error:  # of a compiler, a driver, or this package
-        if call.forced or not self_check.device_works(x.device):
+        if call.forced or self_check.out_of_memory(error) or not self_check.device_works(x.device):
             raise
         result = stock(*arguments)
         self_check.fall_back(x.device, x.dtype, self_check.cause_of(error))
