@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import runpy
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -201,6 +202,42 @@ def test_without_a_gpu_one_sentence(tmp_path):
     with pytest.raises(UsageError, match='PyTorch sees no GPU here; --rehearse runs a small version of everything'):
         report.gpu_report(tmp_path / 'new', tmp_path, 60)
     assert not (tmp_path / 'new').exists()
+
+
+@pytest.fixture
+def main(root, monkeypatch):
+    """The tool's main function, called with a report that does something else."""
+    main = runpy.run_path(str(root / 'tools' / 'gpu_report.py'))['main']
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(sys, 'argv', ['gpu_report.py'])
+
+    def call(report):
+        main.__globals__['gpu_report'] = report
+        with pytest.raises(SystemExit) as ended:
+            main(SimpleNamespace(out=None, limit=1, rehearse=True))
+        return ended.value.code
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(main, tmp_path):
+    (tmp_path / 'file').touch()
+    assert 'file' in main(lambda *_: report.gpu_report(tmp_path / 'file', tmp_path, 1, rehearse=True))
+
+
+def test_an_interrupt_ends_without_a_traceback(main):
+    assert main(lambda *_: signal.raise_signal(signal.SIGINT)) == 128 + signal.SIGINT
+
+
+def test_the_log_of_a_part_names_kernels_that_are_not_used(tmp_path, monkeypatch):
+    code = 'import warnings; warnings.warn("noise"); warnings.warn("BCN takes stock operators, which are slower")'
+    one, = [one for one in plan.parts_rehearsed(tmp_path, tmp_path) if one.name == 'training_float32']
+    run_parts([one._replace(commands=[[sys.executable, '-S', '-c', code]])], tmp_path, 60)
+    log = (tmp_path / 'logs' / f'{one.name}.log').read_text()
+    assert 'which are slower' in log
+    assert 'noise' not in log
 
 
 def test_tables_in_markdown():
