@@ -261,7 +261,7 @@ def wrong(change):
 
     def call(x, *arguments, impl, **options):
         y = right(x, *arguments, impl=impl, **options)
-        return change(y, arguments) if impl == 'fused' else y
+        return change(y, arguments, options) if impl == 'fused' else y
     return call
 
 
@@ -270,10 +270,12 @@ def fail(*_):
 
 
 @pytest.mark.parametrize('change, cause', [
-    (lambda y, _: y + 0.01, 'odd planes: the output differs by'),
-    (lambda y, _: y * float('nan'), 'odd planes: the output differs by nan'),
-    (lambda y, arguments: (arguments[3].add_(0.01), y)[1], 'odd planes: the running_var differs by'),
-    (lambda y, _: y + torch.rand(()), 'odd planes: the output of a second run differs'),
+    (lambda y, *_: y + 0.01, 'odd planes: the output differs by'),
+    (lambda y, *_: y * float('nan'), 'odd planes: the output differs by nan'),
+    (lambda y, arguments, _: (arguments[3].add_(0.01), y)[1], 'odd planes: the running_var differs by'),
+    (lambda y, _, options: (options['skipped_updates'].add_(1), y)[1],
+     'odd planes: the count of skipped updates differs by'),
+    (lambda y, *_: y + torch.rand(()), 'odd planes: the output of a second run differs'),
     (fail, 'odd planes: RuntimeError: out of resource: shared memory')])
 def test_wrong_kernels_are_found(change, cause, monkeypatch):
     monkeypatch.setattr(agreement, 'batch_channel_norm', wrong(change))

@@ -436,6 +436,23 @@ def test_the_check_in_a_checkpointed_segment_and_with_deterministic_algorithms()
 
 
 @in_the_interpreter
+def test_the_check_needs_no_standard_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, 'stderr', (tmp_path / 'closed').open('w'))
+    sys.stderr.close()
+    assert chosen() == 'triton'
+
+
+@in_the_interpreter
+def test_the_check_has_the_kernels_of_many_images_and_channels(monkeypatch):
+    """And those of few of either: other blocks are other kernels."""
+    monkeypatch.undo()
+    from wsbcn_mmseg.ops import triton_kernels
+    options = [triton_kernels._combine_options(case.shape[0], case.shape[1] // case.num_groups)
+               for case in self_check.CASES]
+    assert {(one['BLOCK_B'], one['BLOCK_C']) for one in options} == {(1, 8), (1, 64), (4, 8), (4, 64)}
+
+
+@in_the_interpreter
 def test_no_check_while_a_graph_is_captured(monkeypatch):
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match='run the network once before') as caught:
         patch.setattr(self_check, 'capturing', lambda _: True)

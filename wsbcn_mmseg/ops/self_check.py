@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -53,13 +54,15 @@ class Case(NamedTuple):
                 f'{self.shape}')
 
 
-CASES = (  # planes of odd size, of one tile, several tiles and one pixel; one image, and more than a block of them
+# Planes of odd size, of one tile, several tiles and one pixel; one image, and more than a block of them; groups of few
+# channels and of more, which are kernels of their own
+CASES = (
     Case((2, 6, 5, 7), 2, False, True, False, False),
     Case((2, 6, 5, 7), 2, True, True, True, True),
     Case((1, 4, 47, 47), 2, False, True, False, True),
     Case((1, 36, 9, 15), 2, True, True, False, False),
     Case((2, 6, 4, 4), 1, False, False, False, False),
-    Case((5, 12), 3, False, True, True, False),
+    Case((5, 36), 2, False, True, True, False),
 )
 
 
@@ -102,8 +105,9 @@ def _decide(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _announced_check(device: torch.device, dtype: torch.dtype) -> str | None:
-    print(f'wsbcn_mmseg: checking the Triton kernels of BCN on {device} in {dtype}; they are compiled once, which can '
-          'take a minute', file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # of a terminal that has gone, or a closed stream
+        print(f'wsbcn_mmseg: checking the Triton kernels of BCN on {device} in {dtype}; they are compiled once, which '
+              'can take a minute', file=sys.stderr, flush=True)
     return check_kernels(device, dtype)
 
 
