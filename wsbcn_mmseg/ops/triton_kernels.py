@@ -142,6 +142,11 @@ def on_device_of(x: Tensor):
     return torch.cuda.device(x.device)
 
 
+def in_memory(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``x`` as kernels read it, without PyTorch's mark that the values in memory are negated (``conj().imag``)."""
+    return x.resolve_neg().contiguous(memory_format=memory_format)
+
+
 # The stages of a call. Those of stock_stages, which take over where a launch fails, have the same names and arguments.
 # ``kept`` is planes (4, B, C) and behind them statistics (2, C); ``scratch`` is coefficients (3, B, C) and behind them
 # partial sums: one allocation each, and one pointer for a kernel.
@@ -257,7 +262,7 @@ class _BatchChannelNorm(torch.autograd.Function):
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, call: Call):
         _check(x, call.num_groups)
         ctx.call, ctx.format = call, dense_format(x) or torch.contiguous_format
-        dense = x.contiguous(memory_format=ctx.format)
+        dense = in_memory(x, ctx.format)
         parameters = [p.contiguous() for p in (batch_weight, batch_bias, channel_weight, channel_bias)]
         with on_device_of(x):
             y, kept, ctx.count = forward(dense, parameters, call)
@@ -270,7 +275,7 @@ class _BatchChannelNorm(torch.autograd.Function):
             raise RuntimeError('the triton batch_channel_norm has no second derivative; '
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
         x, *parameters, kept = ctx.saved_tensors
-        x, dy = x.contiguous(memory_format=ctx.format), dy.contiguous(memory_format=ctx.format)
+        x, dy = in_memory(x, ctx.format), in_memory(dy, ctx.format)
         with on_device_of(x):
             dx, of_parameters = backward(dy, x, kept, parameters, ctx.call, ctx.count)
         return dx, *of_parameters, None
@@ -279,7 +284,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 def repeated_triton(relu: bool, num_groups: int, forced: bool, saved: list[Tensor]) -> Tensor:
     """The output of a forward pass again, from what it saved."""
     x, *_, kept = saved
-    x = x.contiguous(memory_format=dense_format(x) or torch.contiguous_format)
+    x = in_memory(x, dense_format(x) or torch.contiguous_format)
     call = Call(None, None, None, 0, num_groups, False, False, 0, False, relu, forced)
     with on_device_of(x):
         return _stage(output, stock_stages.output, x, call, x, kept, call)
