@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import runpy
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -203,6 +204,42 @@ def test_without_a_gpu_one_sentence(tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.fixture
+def main(root, monkeypatch):
+    """The tool's main function, called with a report that does something else."""
+    main = runpy.run_path(str(root / 'tools' / 'gpu_report.py'))['main']
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(sys, 'argv', ['gpu_report.py'])
+
+    def call(report):
+        main.__globals__['gpu_report'] = report
+        with pytest.raises(SystemExit) as ended:
+            main(SimpleNamespace(out=None, limit=1, rehearse=True))
+        return ended.value.code
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(main, tmp_path):
+    (tmp_path / 'file').touch()
+    assert 'file' in main(lambda *_: report.gpu_report(tmp_path / 'file', tmp_path, 1, rehearse=True))
+
+
+def test_an_interrupt_ends_without_a_traceback(main):
+    assert main(lambda *_: signal.raise_signal(signal.SIGINT)) == 128 + signal.SIGINT
+
+
+def test_the_log_of_a_part_names_kernels_that_are_not_used(tmp_path, monkeypatch):
+    code = 'import warnings; warnings.warn("noise"); warnings.warn("BCN takes stock operators, which are slower")'
+    one, = [one for one in plan.parts_rehearsed(tmp_path, tmp_path) if one.name == 'training_float32']
+    run_parts([one._replace(commands=[[sys.executable, '-S', '-c', code]])], tmp_path, 60)
+    log = (tmp_path / 'logs' / f'{one.name}.log').read_text()
+    assert 'which are slower' in log
+    assert 'noise' not in log
+
+
 def test_tables_in_markdown():
     rows = [{'name': 'a', 'ratio': '0.123', 'empty': '', 'bytes': 1234}, {'name': 'b', 'ratio': None, 'bytes': '5'}]
     assert markdown_table(rows, {'name': '', 'ratio': '.2f', 'empty': '', 'bytes': ','}).splitlines() == [
@@ -224,7 +261,7 @@ def wrong(change):
 
     def call(x, *arguments, impl, **options):
         y = right(x, *arguments, impl=impl, **options)
-        return change(y, arguments) if impl == 'fused' else y
+        return change(y, arguments, options) if impl == 'fused' else y
     return call
 
 
@@ -233,10 +270,12 @@ def fail(*_):
 
 
 @pytest.mark.parametrize('change, cause', [
-    (lambda y, _: y + 0.01, 'odd planes: the output differs by'),
-    (lambda y, _: y * float('nan'), 'odd planes: the output differs by nan'),
-    (lambda y, arguments: (arguments[3].add_(0.01), y)[1], 'odd planes: the running_var differs by'),
-    (lambda y, _: y + torch.rand(()), 'odd planes: the output of a second run differs'),
+    (lambda y, *_: y + 0.01, 'odd planes: the output differs by'),
+    (lambda y, *_: y * float('nan'), 'odd planes: the output differs by nan'),
+    (lambda y, arguments, _: (arguments[3].add_(0.01), y)[1], 'odd planes: the running_var differs by'),
+    (lambda y, _, options: (options['skipped_updates'].add_(1), y)[1],
+     'odd planes: the count of skipped updates differs by'),
+    (lambda y, *_: y + torch.rand(()), 'odd planes: the output of a second run differs'),
     (fail, 'odd planes: RuntimeError: out of resource: shared memory')])
 def test_wrong_kernels_are_found(change, cause, monkeypatch):
     monkeypatch.setattr(agreement, 'batch_channel_norm', wrong(change))

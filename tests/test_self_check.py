@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import run_ranks
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from wsbcn_mmseg import ops
@@ -188,9 +189,9 @@ def test_a_compiler_that_fails(error, kernels, monkeypatch):
 @pytest.mark.parametrize('name, argument, wrong', [
     ('affine_kernel', 2, 'output'), ('statistics_kernel', 2, 'running mean'),
     ('statistics_kernel', 3, 'running variance'), ('affine2_kernel', 4, 'gradient of the input'),
-    ('gradients_kernel', 5, 'gradient of beta\\^c')])
+    ('gradients_kernel', 5, 'gradient of beta\\^c'), ('statistics_kernel', 4, 'count of skipped updates')])
 def test_kernels_that_return_wrong_numbers(name, argument, wrong, kernels, monkeypatch):
-    value = float('nan') if name == 'affine_kernel' else 1e-3
+    value = float('nan') if name == 'affine_kernel' else 1 if 'count' in wrong else 1e-3
 
     def after(*args):
         args[argument].view(-1)[0] += value
@@ -231,6 +232,25 @@ def test_a_launch_that_fails_later(name, settings, kernels, monkeypatch):
         run(**settings)
     only_warning(caught)
     assert chosen(torch.float16) == 'triton'
+
+
+@in_the_interpreter
+@pytest.mark.usefixtures('trusted')
+def test_one_failure_is_enough(kernels, monkeypatch):
+    """Layers that ran by kernels do not try again in backward, where every attempt would be one of the compiler."""
+    attempts = []
+
+    class Failing:
+        def __getitem__(self, grid):
+            attempts.append(grid)
+            raise RuntimeError(f'out of resource: shared memory, Required: {len(attempts)}')
+
+    monkeypatch.setattr(kernels, 'gradients_kernel', Failing())
+    layers = torch.nn.Sequential(BCN(6, 3), BCN(6, 3), BCN(6, 3)).eval()
+    with pytest.warns(UserWarning, match='Required: 1') as caught:
+        layers(x_of(2, 6, 5, 7)).sum().backward()
+    only_warning(caught)
+    assert len(attempts) == 1
 
 
 @in_the_interpreter
@@ -276,11 +296,27 @@ def test_a_launch_that_fails_in_a_segment_of_save_memory(name, kernels, monkeypa
 
 
 @in_the_interpreter
+@pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 MiB'),
+                                   RuntimeError('Triton Error [CUDA]: out of memory')], ids=['torch', 'driver'])
+def test_a_full_device_says_nothing_about_the_kernels(error, kernels, monkeypatch):
+    for trusted in (False, True):
+        with monkeypatch.context() as patch, pytest.raises(type(error), match='out of memory'):
+            failing(kernels, patch, 'affine_kernel', error)
+            run(**MODES['micro_batch'])
+        assert chosen() == 'triton', trusted
+
+
+@pytest.mark.parametrize('text, line', [
+    ("`ptxas` failed with error code 1\n`ptxas` stderr:\nptxas fatal   : Value 'sm_999' is not defined\n\nRepro "
+     'command: ptxas -o a.cubin\n', "ValueError: ptxas fatal   : Value 'sm_999' is not defined"),
+    ('at 3:4:\n  x = y\n      ^\ny is not defined.', 'ValueError: y is not defined'), ('', 'ValueError')])
+def test_the_cause_in_one_line(text, line):
+    assert self_check.cause_of(ValueError(text)) == line
+
+
+@in_the_interpreter
 @pytest.mark.usefixtures('trusted')
 def test_what_cannot_be_recovered_raises(kernels, monkeypatch):
-    failing(kernels, monkeypatch, 'affine_kernel', torch.cuda.OutOfMemoryError('CUDA out of memory'))
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        run(**MODES['micro_batch'])
     failing(kernels, monkeypatch, 'affine_kernel', RuntimeError('an illegal memory access was encountered'))
     monkeypatch.setattr(self_check, 'device_works', lambda _: False)
     with pytest.raises(RuntimeError, match='illegal memory access'):
@@ -344,6 +380,23 @@ def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
     assert not agreements.holds('this')
 
 
+def test_without_a_home_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    agreements.remember('this')
+    assert not agreements.holds('this')
+    assert not list(tmp_path.iterdir())
+
+
+def test_agreement_in_the_interpreter_says_nothing_about_compiled_kernels(monkeypatch):
+    monkeypatch.setattr(agreements, '_hardware', lambda _: ['NVIDIA T4'])
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    interpreted = agreements.key(CPU, torch.float32)
+    monkeypatch.delenv('TRITON_INTERPRET')
+    assert agreements.key(CPU, torch.float32) != interpreted
+
+
 def test_the_file_does_not_grow_without_end():
     for number in range(agreements.MOST + 3):
         agreements.remember(str(number))
@@ -383,6 +436,23 @@ def test_the_check_in_a_checkpointed_segment_and_with_deterministic_algorithms()
 
 
 @in_the_interpreter
+def test_the_check_needs_no_standard_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, 'stderr', (tmp_path / 'closed').open('w'))
+    sys.stderr.close()
+    assert chosen() == 'triton'
+
+
+@in_the_interpreter
+def test_the_check_has_the_kernels_of_many_images_and_channels(monkeypatch):
+    """And those of few of either: other blocks are other kernels."""
+    monkeypatch.undo()
+    from wsbcn_mmseg.ops import triton_kernels
+    options = [triton_kernels._combine_options(case.shape[0], case.shape[1] // case.num_groups)
+               for case in self_check.CASES]
+    assert {(one['BLOCK_B'], one['BLOCK_C']) for one in options} == {(1, 8), (1, 64), (4, 8), (4, 64)}
+
+
+@in_the_interpreter
 def test_no_check_while_a_graph_is_captured(monkeypatch):
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match='run the network once before') as caught:
         patch.setattr(self_check, 'capturing', lambda _: True)
@@ -397,6 +467,17 @@ def test_tensors_without_memory_of_their_own_take_stock_operators():
     with FakeTensorMode():
         assert chosen() == 'fused'
     assert not self_check._trusted
+
+
+@in_the_interpreter
+@pytest.mark.usefixtures('trusted')
+def test_make_fx_records_stock_operators():
+    layer, x = BCN(6, 3).eval(), x_of(2, 6, 5, 7)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('error')
+        recorded = make_fx(layer)(x_of(2, 6, 5, 7))
+        torch.testing.assert_close(recorded(x), layer(x))
+    assert chosen() == 'triton'
 
 
 def test_a_captured_graph_can_follow_the_update_rate(monkeypatch):
@@ -484,6 +565,13 @@ def test_one_process_agrees_with_itself():
     assert ops.agree_on_kernels('cpu')
     self_check._trusted[CPU, torch.float16] = False
     assert not ops.agree_on_kernels('cpu')
+
+
+@pytest.mark.parametrize('impl', ['fused', 'triton'])
+def test_the_environment_decides_without_a_check(impl, monkeypatch):
+    monkeypatch.setenv('WSBCN_IMPL', impl)
+    monkeypatch.setattr(self_check, 'check_kernels', pytest.fail)
+    assert ops.agree_on_kernels('cpu') == (impl == 'triton')
 
 
 @needs_gpu

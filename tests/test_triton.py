@@ -291,6 +291,13 @@ def test_zero_strides():
 
 
 @needs_kernels
+def test_views_marked_as_negated():
+    """As ``z.conj().imag``, of which the memory has the values before the sign changes."""
+    x, dy = (torch.randn(2, 6, 5, 7, device=DEVICE) for _ in range(2))
+    check(torch._neg_view(x), arguments(6, 3), MODES['micro_batch'], dy=torch._neg_view(dy))
+
+
+@needs_kernels
 def test_statistics_over_ranks():
     """The path around the collectives; a world of one must give what no world gives."""
     torch.distributed.init_process_group('gloo' if DEVICE == 'cpu' else 'nccl', rank=0, world_size=1,

@@ -43,12 +43,12 @@ from wsbcn_mmseg.runtime.errors import UsageError
 
 
 def main(args: argparse.Namespace) -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the part that runs is ended too
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # so that the part that runs is ended too
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     out = args.out or Path('work_dirs', 'gpu_rehearsal' if args.rehearse else 'gpu_report')
     try:
         passed = gpu_report(out, TOOLS, args.limit, args.rehearse)
-    except UsageError as error:
+    except (UsageError, OSError) as error:  # OSError: of the folder
         exit_with(error)
     print(f'Wrote {out / "report.md"}')
     if not passed:

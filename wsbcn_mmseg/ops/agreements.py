@@ -17,22 +17,30 @@ MOST = 100  # agreements kept; the newest
 
 
 def path() -> Path:
-    """``$XDG_CACHE_HOME/wsbcn/kernels.json``, by default in ``~/.cache``."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'wsbcn' / 'kernels.json'
+    """``$XDG_CACHE_HOME/wsbcn/kernels.json``, by default in ``~/.cache``; nowhere if there is no home directory."""
+    home = os.path.expanduser('~')
+    cache = os.environ.get('XDG_CACHE_HOME') or (os.devnull if home == '~' else f'{home}/.cache')
+    return Path(cache, 'wsbcn', 'kernels.json')
 
 
 def key(device: torch.device, dtype: torch.dtype) -> str:
     """What an agreement depends on."""
-    return ' | '.join([*_hardware(device), f'torch {torch.__version__}', f'triton {_triton()}',
+    return ' | '.join([*_hardware(device), *_interpreter(), f'torch {torch.__version__}', f'triton {_triton()}',
                        f'kernels {_digest()}', str(dtype)])
 
 
 def _hardware(device: torch.device) -> list[str]:
     if device.type != 'cuda':
-        return [f'interpreter on {device.type}']
+        return [device.type]
     properties = torch.cuda.get_device_properties(device)
     architecture = getattr(properties, 'gcnArchName', '') if torch.version.hip else ''
     return [properties.name, architecture or f'{properties.major}.{properties.minor}', f'driver {_driver()}']
+
+
+def _interpreter() -> list[str]:
+    """Triton's interpreter takes tensors of any device, and says nothing about compiled kernels."""
+    chosen = os.environ.get('TRITON_INTERPRET', '0')
+    return [] if chosen == '0' else [f'TRITON_INTERPRET {chosen}']
 
 
 @functools.cache

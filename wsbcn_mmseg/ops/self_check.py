@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,8 @@ TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 NEAR_ZERO = 1e-3  # outputs so near to ReLU's kink may fall on either side of it, and get no gradient here
 
 RATE, EPS = 0.25, 1e-5
-RESULTS = ('output', 'running mean', 'running variance', 'gradient of the input', 'gradient of gamma^b',
-           'gradient of beta^b', 'gradient of gamma^c', 'gradient of beta^c')
+RESULTS = ('output', 'running mean', 'running variance', 'count of skipped updates', 'gradient of the input',
+           'gradient of gamma^b', 'gradient of beta^b', 'gradient of gamma^c', 'gradient of beta^c')
 
 _trusted: dict[tuple[torch.device, torch.dtype], bool] = {}
 _warned: set[str] = set()
@@ -53,13 +54,15 @@ class Case(NamedTuple):
                 f'{self.shape}')
 
 
-CASES = (  # planes of odd size, of one tile, several tiles and one pixel; one image, and more than a block of them
+# Planes of odd size, of one tile, several tiles and one pixel; one image, and more than a block of them; groups of few
+# channels and of more, which are kernels of their own
+CASES = (
     Case((2, 6, 5, 7), 2, False, True, False, False),
     Case((2, 6, 5, 7), 2, True, True, True, True),
     Case((1, 4, 47, 47), 2, False, True, False, True),
     Case((1, 36, 9, 15), 2, True, True, False, False),
     Case((2, 6, 4, 4), 1, False, False, False, False),
-    Case((5, 12), 3, False, True, True, False),
+    Case((5, 36), 2, False, True, True, False),
 )
 
 
@@ -67,10 +70,21 @@ def kernels_serve(x: Tensor, num_groups: int) -> bool:
     """Whether the kernels can serve a call; checks them first where that has not been done."""
     if (x.dtype not in DTYPES or x.device.type not in DEVICE_TYPES or x.shape[1] // num_groups > MAX_GROUP_CHANNELS
             or x.numel() > MAX_PIXELS * x.shape[0] * x.shape[1]
-            or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__):  # has no memory of its own, as FakeTensor
+            or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__  # has no memory of its own, as FakeTensor
+            or _recorded()):
         return False
     trusted = _trusted.get((x.device, x.dtype))
     return _decide(x.device, x.dtype) if trusted is None else trusted
+
+
+def _recorded() -> bool:
+    """Whether make_fx records the operators of this call: it would miss the kernels, and keep empty outputs."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def distrusted(x: Tensor) -> bool:
+    """Whether kernels have failed on this device in this dtype."""
+    return _trusted.get((x.device, x.dtype)) is False
 
 
 def _decide(device: torch.device, dtype: torch.dtype) -> bool:
@@ -91,15 +105,19 @@ def _decide(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _announced_check(device: torch.device, dtype: torch.dtype) -> str | None:
-    print(f'wsbcn_mmseg: checking the Triton kernels of BCN on {device} in {dtype}; they are compiled once, which can '
-          'take a minute', file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # of a terminal that has gone, or a closed stream
+        print(f'wsbcn_mmseg: checking the Triton kernels of BCN on {device} in {dtype}; they are compiled once, which '
+              'can take a minute', file=sys.stderr, flush=True)
     return check_kernels(device, dtype)
 
 
 def fall_back(device: torch.device, dtype: torch.dtype, cause: str) -> None:
     """Stock operators from now on, with one warning."""
-    _trusted[device, dtype] = False
-    _warn(device, dtype, cause)
+    with _lock:
+        first = _trusted.get((device, dtype)) is not False
+        _trusted[device, dtype] = False
+    if first:
+        _warn(device, dtype, cause)
 
 
 def _warn(device: torch.device, dtype: torch.dtype, cause: str) -> None:
@@ -111,9 +129,18 @@ def _warn(device: torch.device, dtype: torch.dtype, cause: str) -> None:
 
 
 def cause_of(error: Exception) -> str:
-    """An error in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """An error in one line: its last, but of ptxas the one before the command that repeats the error."""
+    text = str(error).partition('Repro command:')[0] or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[-1].rstrip(".")}' if lines else type(error).__name__
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device has no memory left, by PyTorch's allocator or by the driver, when it loads a kernel.
+
+    That says nothing about the kernels, unlike "out of resource: shared memory".
+    """
+    return isinstance(error, torch.cuda.OutOfMemoryError) or 'out of memory' in str(error)
 
 
 def capturing(device: torch.device) -> bool:
@@ -146,7 +173,7 @@ def check_kernels(device: torch.device | str, dtype: torch.dtype) -> str | None:
         None if they agree, else the cause in one sentence.
 
     Raises:
-        RuntimeError: If a failure leaves the device unusable.
+        RuntimeError: If a failure leaves the device unusable, or it has no memory left.
     """
     device = torch.device(device)
     if device.type == 'cuda' and device.index is None:
@@ -165,7 +192,7 @@ def _check_cases(device: torch.device, dtype: torch.dtype) -> str | None:
         try:
             difference = _difference(case, device, dtype)
         except Exception as error:  # of a compiler, a driver, or this package
-            if not device_works(device):
+            if out_of_memory(error) or not device_works(device):
                 raise
             return f'{case}: {cause_of(error)}'
         if difference:
@@ -179,7 +206,7 @@ def _difference(case: Case, device: torch.device, dtype: torch.dtype) -> str | N
     first, second = (_run_kernels(case, device, inputs) for _ in range(2))
     for name, got, again, expected in zip(RESULTS, first, second, _run_stock(case, inputs), strict=True):
         error = (got.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
-        if not error <= TOLERANCES[got.dtype]:  # nor NaN
+        if not error <= TOLERANCES.get(got.dtype, 0):  # nor NaN
             return f'{name} differs by {error:.1e} of the largest value from stock operators'
         if not torch.equal(got, again):
             return f'{name} differs between two runs'
@@ -209,12 +236,13 @@ def _run_kernels(case: Case, device: torch.device, inputs: list[Tensor]) -> list
     """Without autograd, which would wait for its own thread where the caller is in a backward pass."""
     from . import triton_kernels
     x, dy, gamma_b, beta_b, mean, var, gamma_c, beta_c = (t.to(device, copy=True) for t in inputs)
-    call = triton_kernels.Call(mean, var, None, RATE, case.num_groups, case.update, case.batch_statistics, EPS, False,
-                               case.relu, True)
+    skipped = torch.zeros(x.shape[1], dtype=torch.int64, device=device)  # as layers have: without is another kernel
+    call = triton_kernels.Call(mean, var, skipped, RATE, case.num_groups, case.update, case.batch_statistics, EPS,
+                               False, case.relu, True)
     with triton_kernels.on_device_of(x):
         y, kept, count = triton_kernels.forward(x, [gamma_b, beta_b, gamma_c, beta_c], call)
         dx, of_parameters = triton_kernels.backward(dy, x, kept, [gamma_b, beta_b, gamma_c], call, count)
-    return [t.cpu() for t in (y, mean, var, dx, *of_parameters)]
+    return [t.cpu() for t in (y, mean, var, skipped, dx, *of_parameters)]
 
 
 def _run_stock(case: Case, inputs: list[Tensor]) -> list[Tensor]:
@@ -223,7 +251,7 @@ def _run_stock(case: Case, inputs: list[Tensor]) -> list[Tensor]:
     learned = [t.requires_grad_() for t in (x, gamma_b, beta_b, gamma_c, beta_c)]
     y = _stock_output(case, inputs)
     y = y.relu() if case.relu else y
-    return [y.detach(), mean, var, *torch.autograd.grad(y, learned, dy)]
+    return [y.detach(), mean, var, torch.zeros_like(mean), *torch.autograd.grad(y, learned, dy)]
 
 
 def _stock_output(case: Case, inputs: list[Tensor]) -> Tensor:
@@ -238,7 +266,7 @@ def agree_on_kernels(device: torch.device | str, dtypes: Sequence[torch.dtype] =
 
     A collective, to be called by all processes, before training, say. Without it each decides for itself, which changes
     results in the last digits only: both implementations call the same collectives. Without several processes, this
-    process decides.
+    process decides. ``WSBCN_IMPL`` decides for its process, without a check.
 
     Args:
         device: This process's.
@@ -247,14 +275,14 @@ def agree_on_kernels(device: torch.device | str, dtypes: Sequence[torch.dtype] =
     Returns:
         Whether the kernels serve all ``dtypes``.
     """
-    device = torch.device(device)
-    trusted = [device.type in DEVICE_TYPES and kernels_serve(torch.empty(1, 1, device=device, dtype=dtype), 1)
-               for dtype in dtypes]
+    device, impl = torch.device(device), os.environ.get('WSBCN_IMPL') or 'auto'
+    trusted = [impl == 'triton' or impl == 'auto' and device.type in DEVICE_TYPES
+               and kernels_serve(torch.empty(1, 1, device=device, dtype=dtype), 1) for dtype in dtypes]
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return all(trusted)
     together = torch.tensor(trusted, dtype=torch.int32, device=device)
     dist.all_reduce(together, dist.ReduceOp.MIN)
     for dtype, own, all_ranks in zip(dtypes, trusted, together.tolist(), strict=True):
-        if own and not all_ranks:
+        if own and not all_ranks and impl == 'auto':
             fall_back(torch.empty(0, device=device).device, dtype, 'another process cannot use them')
     return bool(together.all())

@@ -142,6 +142,11 @@ def on_device_of(x: Tensor):
     return torch.cuda.device(x.device)
 
 
+def in_memory(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``x`` as kernels read it, without PyTorch's mark that the values in memory are negated (``conj().imag``)."""
+    return x.resolve_neg().contiguous(memory_format=memory_format)
+
+
 # The stages of a call. Those of stock_stages, which take over where a launch fails, have the same names and arguments.
 # ``kept`` is planes (4, B, C) and behind them statistics (2, C); ``scratch`` is coefficients (3, B, C) and behind them
 # partial sums: one allocation each, and one pointer for a kernel.
@@ -196,12 +201,12 @@ def input_gradient(dy: Tensor, x: Tensor, kept: Tensor, scratch: Tensor, call: C
 
 def _stage(kernels: Callable, stock: Callable, x: Tensor, call: Call, *arguments):
     """A stage by kernels; if a launch fails, by stock operators, which serve all calls from then on."""
+    if not call.forced and self_check.distrusted(x):  # since its forward pass; a compiler that fails takes its time
+        return stock(*arguments)
     try:
         return kernels(*arguments)
-    except torch.cuda.OutOfMemoryError:
-        raise
     except Exception as error:  # of a compiler, a driver, or this package
-        if call.forced or not self_check.device_works(x.device):
+        if call.forced or self_check.out_of_memory(error) or not self_check.device_works(x.device):
             raise
         result = stock(*arguments)
         self_check.fall_back(x.device, x.dtype, self_check.cause_of(error))
@@ -257,7 +262,7 @@ class _BatchChannelNorm(torch.autograd.Function):
     def forward(ctx, x, batch_weight, batch_bias, channel_weight, channel_bias, call: Call):
         _check(x, call.num_groups)
         ctx.call, ctx.format = call, dense_format(x) or torch.contiguous_format
-        dense = x.contiguous(memory_format=ctx.format)
+        dense = in_memory(x, ctx.format)
         parameters = [p.contiguous() for p in (batch_weight, batch_bias, channel_weight, channel_bias)]
         with on_device_of(x):
             y, kept, ctx.count = forward(dense, parameters, call)
@@ -270,7 +275,7 @@ class _BatchChannelNorm(torch.autograd.Function):
             raise RuntimeError('the triton batch_channel_norm has no second derivative; '
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
         x, *parameters, kept = ctx.saved_tensors
-        x, dy = x.contiguous(memory_format=ctx.format), dy.contiguous(memory_format=ctx.format)
+        x, dy = in_memory(x, ctx.format), in_memory(dy, ctx.format)
         with on_device_of(x):
             dx, of_parameters = backward(dy, x, kept, parameters, ctx.call, ctx.count)
         return dx, *of_parameters, None
@@ -279,7 +284,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 def repeated_triton(relu: bool, num_groups: int, forced: bool, saved: list[Tensor]) -> Tensor:
     """The output of a forward pass again, from what it saved."""
     x, *_, kept = saved
-    x = x.contiguous(memory_format=dense_format(x) or torch.contiguous_format)
+    x = in_memory(x, dense_format(x) or torch.contiguous_format)
     call = Call(None, None, None, 0, num_groups, False, False, 0, False, relu, forced)
     with on_device_of(x):
         return _stage(output, stock_stages.output, x, call, x, kept, call)

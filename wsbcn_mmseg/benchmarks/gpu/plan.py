@@ -8,6 +8,7 @@ from .parts import Part
 LARGE = '(r101_shapes or more_values)'  # tests that take long
 ITERATIONS, REHEARSED_ITERATIONS = 200, 6
 NEEDS_GPU = 'needs a GPU'
+WARNINGS = 'ignore,default:BCN takes stock operators'  # of libraries, not of kernels that are not used
 
 
 def parts_on_gpu(folder: Path, tools: Path) -> list[Part]:
@@ -77,7 +78,7 @@ class _Plan:
     def _part(self, name: str, title: str, seconds: float, *commands: list, **environment: str) -> Part:
         path = [str(self.tools.parent), *filter(None, [os.environ.get('PYTHONPATH')])]
         environment = {'PYTHONPATH': os.pathsep.join(path), 'PYTHONUNBUFFERED': '1', 'MPLBACKEND': 'Agg',
-                       'PYTHONWARNINGS': 'ignore', 'VOC_ROOT': str(self._voc_root), **environment}
+                       'PYTHONWARNINGS': WARNINGS, 'VOC_ROOT': str(self._voc_root), **environment}
         return Part(name, title, [[sys.executable, *map(str, command)] for command in commands], seconds, environment)
 
     def results(self, name: str) -> Path:

@@ -18,7 +18,7 @@ from .parts import FAILED, PASSED, Outcome, Part, run_parts, unfinished
 from .plan import parts_on_gpu, parts_rehearsed
 from .targets import PASS, Target, read, targets
 
-NOT_FOR_PARTS = ('PRETRAINED', 'WSBCN_IMPL', 'NNODES', 'NODE_RANK', 'WORLD_SIZE', 'RANK', 'PORT')
+NOT_FOR_PARTS = ('PRETRAINED', 'WSBCN_IMPL', 'TRITON_INTERPRET', 'NNODES', 'NODE_RANK', 'WORLD_SIZE', 'RANK', 'PORT')
 TABLES = {'networks': 'networks', 'networks_amp': 'networks', 'memory': 'memory', 'deployment': 'deployment',
           **dict.fromkeys(('layers_batch_1', 'layers_graphs', 'layers_batch_2_and_4', 'layers_bfloat16'), 'layers')}
 REHEARSAL = ('**This is a rehearsal on a CPU.** Sizes are small, kernels ran in Triton\'s interpreter, and times are '
