@@ -1,6 +1,7 @@
 """The operator: Algorithm 1 and Eq. 43 against independent formulations, and what it does at the edges."""
 import copy
 import os
+import sys
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.ops import batch_channel_norm, cpp
+from wsbcn_mmseg.ops.reference import batch_channel_norm_reference
 
 IMPLEMENTATIONS = ('reference', 'fused', *(['cpp'] if cpp.WHY_NOT is None else []))
 C, G = 12, 4
@@ -309,6 +311,17 @@ def test_the_environment_chooses_the_implementation(monkeypatch):
         batch_channel_norm(x, *arguments(torch.float32), G, training=True)
     y = batch_channel_norm(x, *arguments(torch.float32), G, training=True, impl='fused')
     assert 'BatchChannelNorm' in type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize('relu', [False, True])
+def test_another_implementation_needs_the_arguments_of_the_reference_only(relu, monkeypatch):
+    """docs/add_a_kernel.md says so."""
+    module = sys.modules['wsbcn_mmseg.ops.batch_channel_norm']
+    monkeypatch.setattr(module, '_implementation', {'mine': lambda *given: batch_channel_norm_reference(*given)}.get)
+    x, given = torch.randn(2, C, 3, 3), arguments(torch.float32)
+    y = batch_channel_norm(x, *given, G, training=False, impl='mine', relu=relu)
+    expected = batch_channel_norm_reference(x, *given, G, False, False, 0.01, 1e-5, False, None)
+    assert torch.equal(y, expected.relu() if relu else expected)
 
 
 class Net(nn.Module):

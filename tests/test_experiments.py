@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from wsbcn_mmseg.datasets.cifar_images import CIFAR10Images
 from wsbcn_mmseg.experiments.comparison import Comparison, Training, TrainingsFailed, comparison_table, summarize
 from wsbcn_mmseg.experiments.figure_5 import FixedStatisticsNorm, four_layer_network
 from wsbcn_mmseg.experiments.figures_4_and_6 import FIGURE_4, watched_training
@@ -94,12 +95,42 @@ def test_a_training_must_have_the_images_per_update_of_its_label(options, enviro
         comparison(root, tmp_path, Training('GN', 4, 0, config, options, environment)).run()
 
 
+def test_two_trainings_may_not_share_a_folder(root, tmp_path):
+    config = root / 'configs' / 'digits' / 'resnet8_gn_digits.py'
+    same = [Training(method, 128, 0, config, QUICK) for method in ('GN, lr .1', 'GN, lr 1')]
+    with pytest.raises(ValueError, match='2 trainings have the name gn_lr_1_batch128_seed0'):
+        comparison(root, tmp_path / 'digits', *same).run()
+    assert not (tmp_path / 'digits').exists()
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """CIFAR_ROOT of 13 pictures per class, in folders."""
+    image = Image.fromarray(torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy())
+    for split in ('train', 'test'):
+        for name in CIFAR10Images.METAINFO['classes']:
+            (tmp_path / 'cifar' / split / name).mkdir(parents=True)
+            for index in range(13):
+                image.save(tmp_path / 'cifar' / split / name / f'{index}.jpg')
+    return tmp_path / 'cifar'
+
+
+@pytest.mark.parametrize('script, data, batches', [('run_mini_voc.py', 'mini_voc', ['8', '1']),
+                                                   ('run_cifar.py', 'cifar', ['128', '2'])])
+def test_a_quick_comparison_by_command(script, data, batches, request, tmp_path):
+    run_tool(script, request.getfixturevalue(data), '--quick', '--methods', 'GN', '--out', tmp_path / 'look')
+    rows = list(csv.DictReader((tmp_path / 'look' / 'look.csv').open()))
+    assert [(row['method'], row['batch'], row['seeds']) for row in rows] == [('GN', batch, '1') for batch in batches]
+
+
 @pytest.mark.parametrize('script', ['run_digits.py', 'run_camvid.py', 'run_mini_voc.py', 'run_cifar.py'])
 def test_commands_compare_any_rows_of_the_table(script, monkeypatch, capsys):
     parse_args = runpy.run_path(str(ROOT / 'tools' / script))['parse_args']
     data = [] if 'digits' in script else ['data']
     monkeypatch.setattr('sys.argv', [script, *data, '--methods', *methods()])
     assert parse_args().methods == [*methods()]
+    monkeypatch.setattr('sys.argv', [script, *data, '--methods', 'GN', 'BN', 'GN'])
+    assert parse_args().methods == ['GN', 'BN']
     monkeypatch.setattr('sys.argv', [script, *data])
     assert set(parse_args().methods) <= set(methods())
     monkeypatch.setattr('sys.argv', [script, *data, '--methods', 'GM'])

@@ -20,6 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, DEFAULT)
     parser.add_argument('cifar_root', type=Path, help='folder of the images')
     parser.add_argument('--epochs', type=int, default=2, help='epochs of every training')
+    parser.add_argument('--quick', action='store_true', help='one seed, one epoch of 128 images: a look at the command')
     return parse(parser)
 
 
@@ -41,15 +42,19 @@ def data_settings(root: Path) -> dict:
     return {f'{phase}_dataloader.dataset.type': 'CIFAR10Images' for phase in ('train', 'val', 'test')}
 
 
+def training(name: str, batch: int, seed: int, args: argparse.Namespace) -> Training:
+    settings = methods(4)[name].settings(batch) | data_settings(args.cifar_root)
+    if args.quick:
+        settings['train_dataloader.dataset.indices'] = 128
+    return Training(name, batch, seed, ROOT / 'configs' / '_base_' / 'cifar10_resnet20.py', options(settings),
+                    dict(CIFAR_BATCH=str(batch), CIFAR_EPOCHS='1' if args.quick else str(args.epochs)))
+
+
 def main(args: argparse.Namespace) -> None:
     require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision')
     os.environ['CIFAR_ROOT'] = str(args.cifar_root.resolve())
-    data = data_settings(args.cifar_root)
-    trainings = [
-        Training(name, batch, seed, ROOT / 'configs' / '_base_' / 'cifar10_resnet20.py',
-                 options(methods(4)[name].settings(batch) | data),
-                 dict(CIFAR_BATCH=str(batch), CIFAR_EPOCHS=str(args.epochs)))
-        for seed in range(args.seeds) for batch in (128, 2) for name in args.methods]
+    trainings = [training(name, batch, seed, args) for seed in range(1 if args.quick else args.seeds)
+                 for batch in (128, 2) for name in args.methods]
     print(f'{len(trainings)} trainings of ResNet-20 on CIFAR-10; results in {args.out}')
     finish(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'accuracy/top1', 'Test accuracy (%)',
                       args.jobs, args.reuse))

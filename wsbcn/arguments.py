@@ -91,8 +91,10 @@ def _positive(text: str) -> int:
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the arguments of a command that needs OpenMMLab; if it is not installed, the program ends with a sentence
-    and exit status 2."""
+    and exit status 2. A method that is given twice counts once."""
     args = parser.parse_args()
+    if 'methods' in args:
+        args.methods = list(dict.fromkeys(args.methods))
     require_openmmlab()
     return args
 

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -129,6 +130,14 @@ def check_all_succeeded(rows: list[dict]) -> None:
                               f'batch {failed[0]["batch"]}, seed {failed[0]["seed"]}: {failed[0]["reason"]}')
 
 
+def check_names(trainings: list[Training]) -> None:
+    """Raise an error if two trainings have the same name: the second would delete the folder of the first."""
+    name, count = Counter(training.name for training in trainings).most_common(1)[0] if trainings else ('', 0)
+    if count > 1:
+        raise ValueError(f'{count} trainings have the name {name}, which is made of the letters and digits of the '
+                         'method, the batch size and the seed; give the methods different names')
+
+
 def train_all(comparison: Comparison) -> list[dict]:
     """Run trainings, except those with results in ``out`` or ``reuse``.
 
@@ -139,8 +148,10 @@ def train_all(comparison: Comparison) -> list[dict]:
         and ``reason`` the last line of its log.
 
     Raises:
-        ValueError: Before anything runs, if the config of a training does not have ``batch`` images per update.
+        ValueError: Before anything runs, if two trainings have the same name, or the config of a training does not have
+            ``batch`` images per update.
     """
+    check_names(comparison.trainings)
     comparison.out.mkdir(parents=True, exist_ok=True)
     results = comparison.out / 'results.jsonl'
     done = [row for path in (results, comparison.reuse) if path and path.exists() for row in read_jsonl(path)]

@@ -106,9 +106,9 @@ def batch_channel_norm(x: Tensor,
     _warn_of_captured_rate(x, training, rate)
     arguments = (x, batch_weight, batch_bias, running_mean, running_var, channel_weight, channel_bias, num_groups,
                  training and not recomputing(), batch_statistics, rate, eps, sync, skipped_updates)
-    if run in (batch_channel_norm_fused, batch_channel_norm_reference):
-        return run(*arguments).relu_() if relu else run(*arguments)
-    return run(*arguments, relu, forced) if name == 'triton' else run(*arguments, relu)
+    if name in ('cpp', 'triton'):
+        return run(*arguments, relu, forced) if name == 'triton' else run(*arguments, relu)
+    return run(*arguments).relu_() if relu else run(*arguments)
 
 
 def _warn_of_captured_rate(x: Tensor, training: bool, rate: float | Tensor) -> None:
