@@ -70,7 +70,7 @@ def _cpp_kernels() -> Line:
     from wsbcn_mmseg.ops import cpp
     if cpp.WHY_NOT is None:
         return Line('C++ kernels for the CPU', 'ready')
-    return Line('C++ kernels for the CPU', f'{cpp.WHY_NOT}, so BCN takes stock operators, which are slower; '
+    return Line('C++ kernels for the CPU', f'{cpp.WHY_NOT}, so BCN uses stock operators, which are slower; '
                 f'{cpp.INSTALL}')
 
 

@@ -8,7 +8,7 @@ from .parts import Part
 LARGE = '(r101_shapes or more_values)'  # tests that take long
 ITERATIONS, REHEARSED_ITERATIONS = 200, 6
 NEEDS_GPU = 'needs a GPU'
-WARNINGS = 'ignore,default:BCN takes stock operators'  # of libraries, not of kernels that are not used
+WARNINGS = 'ignore,default:BCN uses stock operators'  # of libraries, not of kernels that are not used
 
 
 def parts_on_gpu(folder: Path, tools: Path) -> list[Part]:
