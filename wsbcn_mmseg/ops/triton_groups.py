@@ -51,7 +51,7 @@ def _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_ch
     return offset, 1 / tl.sqrt(tl.sum(squares, 1, keep_dims=True) / group_channels + eps)
 
 
-# One long function: its parts share a dozen values, and a separate kernel would be one more launch
+# Long: its parts share a dozen values, and a separate kernel would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
 def statistics_kernel(partials, planes, running_mean, running_var, skipped_updates, batch_weight, batch_bias,
                        channel_weight, channel_bias, rate, bessel, eps, images, channels, pixels, splits,
@@ -127,7 +127,7 @@ def statistics_kernel(partials, planes, running_mean, running_var, skipped_updat
         tl.store(out + 3 * stride, gamma * rstd * offset + beta, inside)
 
 
-# One long function: its parts share a dozen values, and a separate kernel would be one more launch
+# Long: its parts share a dozen values, and a separate kernel would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
 def gradients_kernel(coefficients, planes, d_batch_weight, d_batch_bias, d_channel_weight, d_channel_bias,
                       batch_weight, batch_bias, channel_weight, eps, images, channels, pixels, splits, group_channels,
