@@ -1,8 +1,8 @@
 """Record the calls of a segment in its forward pass, so that its recomputation is cheap and exact.
 
 The outputs of convolutions and linear layers are recorded. For a BCN the tensors that it saves for backward are
-recorded: they hold the statistics, so its output is one affine map per image and channel, whatever the estimates are by
-then.
+recorded: they hold the statistics, so its output is one affine map per image and channel and does not depend on the
+estimates, which may have changed.
 
 A replayed operator creates no node in the autograd graph and saves nothing. The tape knows which arguments the operator
 had saved, and passes these on.
