@@ -13,7 +13,8 @@ from wsbcn_mmseg.ops.arguments import check_integer
 @HOOKS.register_module()
 class CalibrateHook(Hook):
     """Before training, set the channel normalization of converted layers from a few training images; see
-    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. It does nothing when a training is resumed.
+    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. The hook does nothing when a training is
+    resumed.
 
     Args:
         num_images: Number of images to use. Defaults to 10.
