@@ -236,7 +236,7 @@ def test_lists_of_loaders_and_wrapped_data_sets_are_looked_at(check, small_data)
     (4, "load[0]['color_type'] = 'unchanged'\nmodel['backbone']['in_channels'] = 4", None),
     (1, "load[0]['color_type'] = 'grayscale'\nmodel['backbone']['in_channels'] = 1", None),
     (4, "load[0]['color_type'] = 'unchanged'\nmodel['backbone']['in_channels'] = 4\n"
-     "model['data_preprocessor'].update(mean=[1, 2, 3], std=[1, 1, 1])", 'model.data_preprocessor does not take'),
+     "model['data_preprocessor'].update(mean=[1, 2, 3], std=[1, 1, 1])", 'model.data_preprocessor does not accept'),
 ])
 def test_channels_of_images_and_network_agree(channels, more, sentence, check, tmp_path):
     write_data(tmp_path / 'data', channels=channels)

@@ -273,7 +273,7 @@ class TwoReaders(nn.Module):
 
 
 @pytest.mark.parametrize('kind, reason', [('skip', 'read elsewhere too'), ('kernel', 'read elsewhere too'),
-                                          ('tied', "shares its kernel with 'tied', which is left")])
+                                          ('tied', "shares its kernel with 'tied', which is kept")])
 def test_convolutions_that_others_read_are_left(kind, reason):
     model = TwoReaders(kind)
     report = report_of(model)
@@ -584,7 +584,7 @@ def test_what_is_read_in_training_only_counts():
 def test_kernels_shared_by_their_memory_alone():
     model = TwoReaders('tied')
     model.tied.weight = nn.Parameter(model.conv.weight.data)
-    assert 'which is left' in report_of(model).kept['conv']
+    assert 'which is kept' in report_of(model).kept['conv']
 
 
 def test_norms_that_are_what_is_wanted_stay_and_other_settings_are_obeyed():

@@ -345,7 +345,7 @@ def fails_later(network, example, path):
 @pytest.mark.parametrize('form, sentence', [
     (wrong_by(1.01), 'does not agree with the original'), (wrong_by(float('nan')), 'does not agree'),
     (Format(fails), 'cannot be exported as state_dict: unsupported'),
-    (Format(fails_later), r'does not take images of shape \(2, 3, 161, 97\) \(Guard failed'),
+    (Format(fails_later), r'does not accept images of shape \(2, 3, 161, 97\) \(Guard failed'),
     (Format(fails, ('no_such_package', )), 'needs no_such_package, not installed here; run: pip install')])
 def test_nothing_is_written_that_does_not_agree(form, sentence, model, pictures, tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, 'state_dict', form)

@@ -207,7 +207,7 @@ def test_gradients_are_watched_in_the_first_iteration_of_each_epoch(tmp_path, ro
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (('6', '--data', 'cifar10'), 'set CIFAR_ROOT'), (('5', '--depth', '110'), 'are of Figures 4 and 6'),
+    (('6', '--data', 'cifar10'), 'set CIFAR_ROOT'), (('5', '--depth', '110'), 'are for Figures 4 and 6'),
     (('4', '--epochs', '0'), 'at least 1')])
 def test_figures_that_cannot_be_made(arguments, message, monkeypatch, capsys, root):
     monkeypatch.setenv('CIFAR_ROOT', 'nowhere')

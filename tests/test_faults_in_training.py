@@ -88,7 +88,7 @@ def test_a_worker_that_is_killed_is_a_sentence(tmp_path, monkeypatch):
     config = write_config(tmp_path / 'config.py', tmp_path / 'data', more)
     code, printed = run('train.py', config, '--work-dir', tmp_path / 'run')
     assert code.startswith('train.py: a process that loads data died')
-    assert code.endswith('and go on with --resume')
+    assert code.endswith('and continue with --resume')
     assert 'Traceback' not in printed
 
 

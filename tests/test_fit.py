@@ -114,7 +114,7 @@ def test_every_tool_says_the_same(name, config, small_data, tmp_path):
     assert on_start is None or on_start in code and '\n' not in code
     assert not work_dir.exists()
     new = name in ('other classes', 'a tensor less', 'no head', 'a wider head', 'other norms')
-    assert ('start anew' in printed) == new
+    assert ('are newly initialized' in printed) == new
 
 
 @pytest.mark.fault('Other checkpoint', 'Another number of classes, as `load_from`',
@@ -126,7 +126,8 @@ def test_new_classes_are_named_in_a_line_and_train(config, small_data, tmp_path)
     assert code is None
     assert printed.splitlines()[0] == (
         '4 tensors (decode_head.conv_seg.weight, decode_head.conv_seg.bias, auxiliary_head.0.conv_seg.weight, ...) '
-        f'start anew, because the file has 5 classes, but the model has 3; the other 125 are those of {checkpoint}')
+        'are newly initialized, because the file has 5 classes, but the model has 3; the other 125 come from '
+        f'{checkpoint}')
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()
 
 
@@ -176,7 +177,7 @@ def test_a_head_may_be_pretrained_too(config, tmp_path):
         "model['decode_head']['init_cfg'] = dict(type='Pretrained', prefix='decode_head', "
         f'checkpoint={str(checkpoint)!r})'), '--check')
     assert code is None
-    assert '2 tensors (conv_seg.weight, conv_seg.bias) of decode_head start anew' in printed
+    assert '2 tensors (conv_seg.weight, conv_seg.bias) of decode_head are newly initialized' in printed
 
 
 def test_conversion_of_weights_without_ws(config, tmp_path):

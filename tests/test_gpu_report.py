@@ -232,7 +232,7 @@ def test_an_interrupt_ends_without_a_traceback(main):
 
 
 def test_the_log_of_a_part_names_kernels_that_are_not_used(tmp_path, monkeypatch):
-    code = 'import warnings; warnings.warn("noise"); warnings.warn("BCN takes stock operators, which are slower")'
+    code = 'import warnings; warnings.warn("noise"); warnings.warn("BCN uses stock operators, which are slower")'
     one, = [one for one in plan.parts_rehearsed(tmp_path, tmp_path) if one.name == 'training_float32']
     run_parts([one._replace(commands=[[sys.executable, '-S', '-c', code]])], tmp_path, 60)
     log = (tmp_path / 'logs' / f'{one.name}.log').read_text()

@@ -61,4 +61,4 @@ def test_runs_are_drawn_by_command(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / 'one.png').width > 500
     with pytest.raises(SystemExit):
         run(*runs, '--predictions', tmp_path)
-    assert 'belong to one run' in capsys.readouterr().err
+    assert 'needs a single run' in capsys.readouterr().err

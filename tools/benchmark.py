@@ -7,7 +7,7 @@ from wsbcn.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ('layers', 'networks', 'memory', 'watching', 'accumulation', 'deployment')
-NAMES = (*MEASURED, 'kernels', 'traffic')  # the last two time nothing
+NAMES = (*MEASURED, 'kernels', 'traffic')  # nothing is timed by the last two
 
 
 def positive(text: str) -> int:
@@ -19,20 +19,20 @@ def positive(text: str) -> int:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('benchmarks', nargs='*', metavar='BENCHMARK', default=list(MEASURED),
-                        help=f'which ones to run, of {", ".join(NAMES)}')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], help='None: the GPU if there is one')
+                        help=f'benchmarks to run, out of {", ".join(NAMES)}')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='device to measure on; None: the GPU if there is one')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32',
-                        help="type of the layers' inputs")
-    parser.add_argument('--channels-last', action='store_true', help='activations and kernels in that memory format')
-    parser.add_argument('--cuda-graphs', action='store_true', help='layers replayed from CUDA graphs')
-    parser.add_argument('--amp', action='store_true', help='networks under autocast to bfloat16')
+                        help="dtype of the layers' inputs")
+    parser.add_argument('--channels-last', action='store_true', help='activations and kernels in channels-last format')
+    parser.add_argument('--cuda-graphs', action='store_true', help='replay layers from CUDA graphs')
+    parser.add_argument('--amp', action='store_true', help='run networks under autocast to bfloat16')
     parser.add_argument('--crop', type=positive, help='side of the images of networks; None: 257 on CPU, 513 on CUDA')
     parser.add_argument('--batch', type=positive, nargs='+',
-                        help='images at a time; None: 1, 2 and 4 of layers, 2 of networks')
-    parser.add_argument('--depth', type=int, choices=[50, 101], nargs='+', default=[50, 101], help='of the ResNet')
-    parser.add_argument('--repeats', type=positive, help='rounds that count; None: by benchmark and device')
-    parser.add_argument('--threads', type=positive, help='of PyTorch on the CPU; None: all')
-    parser.add_argument('--quick', action='store_true', help='few shapes and rounds, a small ResNet-50')
+                        help='batch sizes; None: 1, 2 and 4 for layers, 2 for networks')
+    parser.add_argument('--depth', type=int, choices=[50, 101], nargs='+', default=[50, 101], help='ResNet depths')
+    parser.add_argument('--repeats', type=positive, help='measured rounds; None: by benchmark and device')
+    parser.add_argument('--threads', type=positive, help='number of CPU threads of PyTorch; None: all')
+    parser.add_argument('--quick', action='store_true', help='measure few shapes and rounds, and a small ResNet-50')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'benchmarks', help='folder for CSV and PNG files')
     args = parse(parser)
     unknown = [name for name in args.benchmarks if name not in NAMES]

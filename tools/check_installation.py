@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Print what is installed, whether BCN and WS agree with float64 on every device, and what is missing for what.
+"""Print what is installed, whether BCN and WS agree with float64 on every device, and what each feature needs.
 
-The exit status is 1 if something that is installed does not work, or if there is no GPU for --gpu, otherwise 0.
+The exit status is 1 if an installed package does not work, or if there is no GPU for --gpu, otherwise 0.
 """
 import argparse
 import sys
@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def show(title: str, lines: Iterable[Line]) -> bool:
-    """Print lines as they come; return whether one of them is broken."""
+    """Print each line when it is ready; return whether one of them is broken."""
     print(title, flush=True)
     broken = False
     for line in lines:
@@ -35,7 +35,7 @@ def main() -> None:
     show('Versions', installed_versions())
     try:
         import wsbcn_mmseg  # noqa: F401
-    except Exception as error:  # of torch, OpenMMLab and what they import
+    except Exception as error:  # torch, OpenMMLab and their imports may raise any error
         sys.exit(f'wsbcn_mmseg cannot be imported: {type(error).__name__}: {error}')
     if args.gpu:
         broken = show('Kernels', gpu_kernels())

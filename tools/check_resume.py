@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Kill a training at random moments, resume it each time, and compare the result with an undisturbed training.
+"""Kill a training at random times, resume it each time, and compare the result with an uninterrupted training.
 
-The training runs as often as the kills need. Make it short: --cfg-options train_cfg.max_iters=10
-default_hooks.checkpoint.interval=1. Every tensor of the last checkpoints must be equal, bit for bit: the weights, the
-estimates, the state of the optimizer.
+The training is repeated until the kills are done, so make it short: --cfg-options train_cfg.max_iters=10
+default_hooks.checkpoint.interval=1. Every tensor of the last checkpoints (weights, estimates, state of the optimizer)
+must be equal bit for bit.
 """
 import argparse
 import os
@@ -24,12 +24,12 @@ TOOLS = Path(__file__).resolve().parent
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', type=config_file, help='config file')
-    parser.add_argument('--kills', type=int, default=20, help='how often to kill (default: 20)')
-    parser.add_argument('--processes', type=int, default=1, help='processes of the training (default: 1)')
-    parser.add_argument('--seed', type=int, default=0, help='of the training and of the moments')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/check_resume'), help='folder of the trainings')
+    parser.add_argument('--kills', type=int, default=20, help='number of kills (default: 20)')
+    parser.add_argument('--processes', type=int, default=1, help='number of processes of the training (default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the training and of the times of the kills')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/check_resume'), help='folder for the trainings')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='settings that replace those of the config')
+                        help='settings that override the config')
     return parse(parser)
 
 
@@ -44,7 +44,7 @@ from wsbcn_mmseg.runtime.resume import newest_whole_checkpoint
 
 
 def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:
-    """Start or resume a training in a session of its own."""
+    """Start or resume a training in a new session."""
     command = [sys.executable, TOOLS / 'train.py', args.config] if args.processes == 1 else \
         ['bash', TOOLS / 'dist_train.sh', args.config, str(args.processes)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kill a training and all processes that it started; torchrun starts each in a session of its own."""
+    """Kill a training and all its child processes; torchrun starts each of them in a new session."""
     for pid in [process.pid, *descendants(process.pid)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -63,7 +63,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that a process started, and those that they started."""
+    """All descendants of a process."""
     listed = subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout
     children = list(map(int, listed.split()))
     return [*children, *(inner for child in children for inner in descendants(child))]
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     if start(args, whole).wait():
         exit_with(f'the training failed; see {whole / "output.txt"}')
     seconds = time.perf_counter() - begin
-    while kills < args.kills or interrupted:  # the last one, too, is resumed to its end
+    while kills < args.kills or interrupted:  # resume the last one to its end too
         folder = args.out / f'killed{finished}'
         process = start(args, folder)
         try:
@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
         if found := differences(whole, folder):
             exit_with(f'after {kills} kills {len(found)} tensors differ, the first is {found[0]}; see {folder}')
         finished, interrupted = finished + 1, False
-        print(f'{kills} kills, {finished} trainings finished, all equal to the undisturbed one', flush=True)
+        print(f'{kills} kills, {finished} trainings finished, all equal to the uninterrupted one', flush=True)
 
 
 if __name__ == '__main__':

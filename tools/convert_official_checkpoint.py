@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Convert a checkpoint that the paper's authors published: ImageNet ResNet or ResNeXt, or DeepLabV3 on VOC.
 
-SRC is recognized by its tensors; the result is printed. A converted classification checkpoint is loaded by
-MMPretrain's classifiers, and by segmentors through PRETRAINED=DST; a converted segmentation checkpoint is tested by
-tools/test.py with configs/deeplabv3_r101_*_voc.py.
+The format of SRC is recognized from its tensors and printed. MMPretrain's classifiers can load a converted
+classification checkpoint, and so can segmentors through PRETRAINED=DST. tools/test.py can evaluate a converted
+segmentation checkpoint with configs/deeplabv3_r101_*_voc.py.
 """
 import argparse
 import os
@@ -17,16 +17,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('src', help="the authors' file")
     parser.add_argument('dst', type=Path, help='the file to write')
     parser.add_argument('--ws', action=argparse.BooleanOptionalAction,
-                        help='whether the network standardizes its weights, which the file does not contain '
+                        help='whether the network standardizes its weights, which the file does not say '
                         '(default: as published, yes with GN and BCN, no with BN)')
     parser.add_argument('--eps', choices=('outside', 'inside'),
-                        help='where the layers it was trained with add eps to the deviation of a kernel: outside the '
-                        'root, std + eps, or inside, sqrt(var + eps) (default: by the norms, BCN on ImageNet inside, '
-                        'all others outside)')
+                        help='where the layers in training added eps to the deviation of a kernel: outside the root, '
+                        'std + eps, or inside, sqrt(var + eps) (default: by the norms, inside for BCN on ImageNet, '
+                        'outside for all others)')
     parser.add_argument('--keep-kernels', action='store_true',
-                        help='leave the kernels of a GN+WS network as they are, for fine-tuning with '
-                        "conv_cfg=dict(type='ConvWSStdEps') step by step as the authors (default: scale them, so that "
-                        'ConvWS computes the same, but trains them at other relative rates)')
+                        help='do not change the kernels of a GN+WS network, to fine-tune it exactly as the authors '
+                        "with conv_cfg=dict(type='ConvWSStdEps') (default: scale them, so that ConvWS computes the "
+                        'same but trains them at other relative rates)')
     return parse(parser)
 
 
@@ -59,8 +59,8 @@ def main(args: argparse.Namespace) -> None:
         partial.unlink(missing_ok=True)
     print(f'{args.src} ({official}): wrote {len(state_dict)} tensors to {args.dst}')
     if official.norm == 'GN' and official.ws and not args.keep_kernels:
-        print("Its kernels are rescaled, so that ConvWS computes what the authors' layer does; to fine-tune it step by "
-              'step as they did, see --keep-kernels')
+        print("Its kernels are rescaled, so that ConvWS computes the same as the authors' layer; to fine-tune it "
+              'exactly as they did, see --keep-kernels')
 
 
 if __name__ == '__main__':

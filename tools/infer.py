@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment images of your own: tools/infer.py CONFIG CHECKPOINT IMAGES... --out DIR.
+"""Segment your own images: tools/infer.py CONFIG CHECKPOINT IMAGES... --out DIR.
 
 Writes DIR/labels/NAME.png (class numbers, in VOC's palette), DIR/masks/NAME.png (colors and a legend) and
 DIR/overlays/NAME.png. A file that cannot be segmented is reported and skipped.
@@ -15,14 +15,14 @@ MODES = ('whole', 'slide')
 
 def parse_args() -> argparse.Namespace:
     parser = network_parser(__doc__)
-    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with those below) and globs')
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (including subfolders) and globs')
     parser.add_argument('--out', type=Path, required=True, help='folder for the results')
-    parser.add_argument('--device', help='default: the GPU if there is one')
-    parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
+    parser.add_argument('--device', help='device to run on (default: the GPU if there is one)')
+    parser.add_argument('--tta', action='store_true', help="average over scales and flips (the config's tta_pipeline)")
     parser.add_argument('--mode', choices=MODES,
                         help='whole images or a sliding window (default: as in the config)')
-    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images of one size that run together')
-    parser.add_argument('--opacity', type=float, default=0.5, help='of the colors in overlays (default: %(default)s)')
+    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images of equal size per forward pass')
+    parser.add_argument('--opacity', type=float, default=0.5, help='opacity of overlay colors (default: %(default)s)')
     return parse(parser)
 
 

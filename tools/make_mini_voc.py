@@ -8,10 +8,10 @@ from wsbcn.arguments import parse
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('out', type=Path, help='folder that will hold VOCdevkit/ and benchmark_RELEASE/')
+    parser.add_argument('out', type=Path, help='folder for VOCdevkit/ and benchmark_RELEASE/')
     parser.add_argument('--train', type=int, default=60, help='images of VOC train')
     parser.add_argument('--val', type=int, default=42, help='images of VOC val')
-    parser.add_argument('--sbd', type=int, default=120, help='images that only SBD labels')
+    parser.add_argument('--sbd', type=int, default=120, help='number of images that only SBD labels')
     parser.add_argument('--seed', type=int, default=0, help='same seed, same files')
     return parse(parser)
 

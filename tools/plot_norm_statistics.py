@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Plot what NormStatisticsHook wrote: StatDiff of several runs, and of each run its eliminated channels, gradient
-shares and histograms, where it has them. Every picture as PNG and SVG."""
+"""Plot the logs of NormStatisticsHook: StatDiff of several runs, and the eliminated channels, gradient shares and
+histograms of each run, if it has them. Every plot is written as PNG and SVG."""
 import argparse
 import sys
 from functools import partial
@@ -11,8 +11,8 @@ from wsbcn.arguments import parse
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work folders of watched trainings')
-    parser.add_argument('--out', type=Path, help='folder of the pictures (default: the first run)')
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work folders with logs of the hook')
+    parser.add_argument('--out', type=Path, help='folder for the plots (default: the first run)')
     return parse(parser)
 
 
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
                            (plot_gradient_shares, 'gradient_shares'), (plot_histograms, 'histograms')):
             try:
                 paths += save(plot(lines), out / f'{prefix}{file}')
-            except ValueError:  # the run has nothing of the kind
+            except ValueError:  # the run has no such data
                 continue
     print('Wrote ' + ', '.join(map(str, paths)))
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Draw curves.png, and predictions.png where predictions are given, of a run; or training and validation of several
-runs in one picture, as the paper's Figure 8."""
+"""Plot a run as curves.png, and as predictions.png if predictions are given; or plot training and validation of several
+runs in one image, as in the paper's Figure 8."""
 import argparse
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from wsbcn.arguments import parse
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dirs', type=Path, nargs='+', metavar='work_dir',
-                        help='folder of a run, where its pictures go; or of several, which are drawn together')
-    parser.add_argument('--out', type=Path, help="picture to write (default: curves.png in the run's folder; for "
+                        help='folder of a run, where its plots are written; or of several runs to plot together')
+    parser.add_argument('--out', type=Path, help="image to write (default: curves.png in the run's folder; for "
                         'several runs, runs.png in the folder above the first)')
-    parser.add_argument('--predictions', type=Path, help='folder that tools/test.py --out wrote, for one run')
+    parser.add_argument('--predictions', type=Path, help='folder written by tools/test.py --out, for one run')
     parser.add_argument('--voc-root', type=Path, default=Path('data/VOCdevkit/VOC2012'),
                         help='VOC2012 folder of the predicted images (default: %(default)s)')
     args = parse(parser)
     if args.predictions and len(args.work_dirs) > 1:
-        parser.error('--predictions belong to one run, and several are given')
+        parser.error('--predictions needs a single run, but several are given')
     return args
 
 

@@ -1,7 +1,7 @@
 """Make the augmented VOC 2012 training set: VOC train, plus SBD train and val, minus VOC val.
 
 Writes SegmentationClassAug/*.png and ImageSets/Segmentation/trainaug.txt into the VOC2012 folder, and verifies every
-image and label map of the training and validation sets. Run it again after an interruption: it continues.
+image and label map of the training and validation sets. After an interruption, run it again to continue.
 """
 import argparse
 import os

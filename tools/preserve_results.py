@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert networks that were trained with BN, and see what remains; writes docs/results/preserve.md.
+"""Convert networks that were trained with BN, and measure their scores; writes docs/results/preserve.md.
 
 Digits: scikit-learn's 8x8 images, ResNet-8. Mini VOC: the synthetic data and the network of tools/demo.sh. Needs
 scikit-learn (pip install '.[digits]').
@@ -52,12 +52,12 @@ class Experiment:
     """A network trained with BN, then fine-tuned after each conversion.
 
     Attributes:
-        title: Of the table.
-        unit: Of the score.
-        metric: Key of the score in the validation's metrics.
+        title: Title of the table.
+        unit: Unit of the score.
+        metric: Key of the score in the metrics of the validation.
         config: Config file.
         parts: Parts of the model that have norms.
-        training: Settings of the training with BN, over the config.
+        training: Settings of the training with BN, which override the config.
         finetuning: Settings of the training after a conversion.
         environment: Variables that the config reads when fine-tuning.
     """

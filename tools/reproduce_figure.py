@@ -1,6 +1,7 @@
 #!/usr/bin/env python
-"""Make the paper's Figure 4, 5 or 6 again: by default small enough for a CPU, on scikit-learn's digits (Figure 5: on
-CIFAR-10 where CIFAR_ROOT has it); Figure 6 as in the paper with --data cifar10. Writes PNG, SVG and the numbers as CSV.
+"""Reproduce Figure 4, 5 or 6 of the paper. By default, the trainings are small enough for a CPU and use scikit-learn's
+digits (Figure 5: CIFAR-10 if CIFAR_ROOT has it). With --data cifar10, Figure 6 is as in the paper. Writes PNG, SVG and
+the numbers as CSV.
 """
 import argparse
 import os
@@ -17,20 +18,20 @@ DATA = {  # config, depth, epochs
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('figure', type=int, choices=(4, 5, 6), help='number in the paper')
+    parser.add_argument('figure', type=int, choices=(4, 5, 6), help='number of the figure in the paper')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/figures'),
-                        help='folder of pictures and numbers (default: %(default)s)')
+                        help='folder for images and numbers (default: %(default)s)')
     parser.add_argument('--data', choices=DATA, default='digits',
-                        help='of Figures 4 and 6; cifar10 needs CIFAR_ROOT (default: %(default)s)')
+                        help='data of Figures 4 and 6; cifar10 needs CIFAR_ROOT (default: %(default)s)')
     parser.add_argument('--depth', type=int, choices=(8, 20, 32, 44, 56, 110),
-                        help='layers of the ResNet of Figures 4 and 6 (default: 20, with cifar10 110)')
-    parser.add_argument('--epochs', type=int, help='of each training (default: 30, Figure 5 10, with cifar10 164)')
-    parser.add_argument('--quick', action='store_true', help='two epochs of small networks: a look at the command')
+                        help='layers of the ResNet of Figures 4 and 6 (default: 20; with cifar10: 110)')
+    parser.add_argument('--epochs', type=int, help='epochs of each training (default: 30; Figure 5: 10; cifar10: 164)')
+    parser.add_argument('--quick', action='store_true', help='two epochs of small networks, to try the command')
     args = parse(parser)
     if args.epochs is not None and args.epochs < 1:
         parser.error('--epochs must be at least 1')
     if args.figure == 5 and (args.depth or args.data != 'digits'):
-        parser.error('--data and --depth are of Figures 4 and 6; Figure 5 has a network of its own')
+        parser.error('--data and --depth are for Figures 4 and 6; Figure 5 has its own network')
     cifar = Path(os.environ.get('CIFAR_ROOT', 'data/cifar'), 'cifar-10-batches-py')
     if args.data == 'cifar10' and not cifar.is_dir():
         parser.error(f'{cifar} does not exist; set CIFAR_ROOT to the folder that holds cifar-10-batches-py')

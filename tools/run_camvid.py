@@ -21,7 +21,7 @@ SPLITS = ('train', 'val', 'test')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/camvid'), 3, DEFAULT)
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
-    parser.add_argument('--quick', action='store_true', help='one seed and a few updates: a look at the command')
+    parser.add_argument('--quick', action='store_true', help='one seed and a few updates, to try the command')
     return parse(parser)
 
 

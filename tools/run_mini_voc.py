@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a small DeepLabV3 on synthetic mini VOC by several norms, with 8 images per update and with one.
+"""Train a small DeepLabV3 on synthetic mini VOC with several norms, with 8 images per update and with one.
 
 Writes a table and a plot. Finished trainings are not run again, so the command may be stopped and started at any time.
 """
@@ -16,8 +16,8 @@ DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/mini_voc'), 3, DEFAULT)
     parser.add_argument('voc_root', type=Path, help='VOC2012 folder of a prepared mini VOC (tools/make_mini_voc.py)')
-    parser.add_argument('--updates', type=int, default=700, help='updates of 8 images; 8 times as many of one')
-    parser.add_argument('--quick', action='store_true', help='one seed and three updates of 8: a look at the command')
+    parser.add_argument('--updates', type=int, default=700, help='updates with 8 images; 8 times as many with one')
+    parser.add_argument('--quick', action='store_true', help='one seed and three updates of 8, to try the command')
     return parse(parser)
 
 
@@ -30,7 +30,7 @@ from wsbcn_mmseg.experiments.method import methods, options
 
 
 def training(name: str, batch: int, seed: int, updates: int) -> Training:
-    """Equally many images in all; the learning rate is proportional to the batch size."""
+    """The total number of images is the same; the learning rate is proportional to the batch size."""
     iterations = updates * 8 // batch
     settings = methods(min_channels_per_group=16)[name].segmentor_settings(batch)
     settings |= {

@@ -9,9 +9,9 @@ from wsbcn.arguments import add_run_arguments, network_parser, parse
 def parse_args() -> argparse.Namespace:
     parser = network_parser(__doc__)
     add_run_arguments(parser)
-    parser.add_argument('--out', help='folder for the predicted label maps, as PNG files')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
-    parser.add_argument('--tta', action='store_true', help='several scales and mirroring (tta_pipeline of the config)')
+    parser.add_argument('--out', help='folder for the predicted label maps (PNG)')
+    parser.add_argument('--show-dir', help='folder for images of the predictions')
+    parser.add_argument('--tta', action='store_true', help="average over scales and flips (the config's tta_pipeline)")
     return parse(parser)
 
 
@@ -28,7 +28,7 @@ from wsbcn_mmseg.runtime.start import check_testing, effort_of
 
 
 def set_up(args: argparse.Namespace) -> Config:
-    """The config to run, checked."""
+    """Return the config to run, after checks."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     faults = Faults()
     check_testing(cfg, args.checkpoint, faults, effort_of(args.check))
@@ -38,14 +38,14 @@ def set_up(args: argparse.Namespace) -> Config:
     cfg.model.get('backbone', {}).pop('init_cfg', None)  # the checkpoint contains all weights
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
-            raise UsageError(f'--show-dir needs a visualization hook in default_hooks, which {args.config} has not')
+            raise UsageError(f'--show-dir needs a visualization hook in default_hooks, but {args.config} has none')
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
     if args.out:
         if not isinstance(cfg.test_evaluator, dict):
             raise UsageError(f'--out needs one test_evaluator, {args.config} has {len(cfg.test_evaluator)}')
         cfg.test_evaluator.output_dir = args.out
-        if not args.check:  # the metric makes the folder in one process; another may be faster
+        if not args.check:  # the metric creates the folder in one process only; another may write first
             Path(args.out).mkdir(parents=True, exist_ok=True)
     if args.tta:
         if 'tta_pipeline' not in cfg:

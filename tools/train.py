@@ -13,24 +13,24 @@ def parse_args() -> argparse.Namespace:
     add_run_arguments(parser)
     resuming = parser.add_mutually_exclusive_group()
     resuming.add_argument('--resume', action='store_true',
-                          help='continue from the newest whole checkpoint in the work folder')
+                          help='continue from the newest intact checkpoint in the work folder')
     resuming.add_argument('--auto-resume', action='store_true',
-                          help='as --resume, but train from the start if there is no checkpoint yet')
+                          help='like --resume, but train from the start if there is no checkpoint yet')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--save-memory', nargs='?', const='light', choices=['light', 'strong'], help='blocks recompute '
-                        'cheap activations in the backward pass; strong saves more, and costs more time (default if '
+                        'cheap activations in the backward pass; strong saves more but takes more time (default if '
                         'given without a level: light)')
-    conversion = parser.add_argument_group('other norms in any config', 'tools/test.py takes the config that this '
-                                           'writes to the work folder')
+    conversion = parser.add_argument_group('other norms in any config', 'For tools/test.py, use the config that is '
+                                           'written to the work folder.')
     conversion.add_argument('--bcn-ws', action='store_true', help='BCN for every BN, SyncBN and GN, and Weight '
-                            'Standardization before it: --norm BCN --ws')
-    conversion.add_argument('--norm', metavar='NAME', help='the norm in place of every BN, SyncBN and GN')
-    conversion.add_argument('--ws', action='store_true', help='Weight Standardization before every norm')
+                            'Standardization before it; same as --norm BCN --ws')
+    conversion.add_argument('--norm', metavar='NAME', help='replace every BN, SyncBN and GN by this norm')
+    conversion.add_argument('--ws', action='store_true', help='use Weight Standardization before every norm')
     conversion.add_argument('--include', nargs='+', metavar='LAYERS', default=[],
                             help='convert these layers only, such as decode_head or "*.conv1"')
     conversion.add_argument('--exclude', nargs='+', metavar='LAYERS', default=[], help='do not convert these layers')
-    conversion.add_argument('--preserve', action='store_true', help='keep the function of weights that were trained '
-                            'without Weight Standardization, as far as the layers allow')
+    conversion.add_argument('--preserve', action='store_true', help='for weights that were trained without Weight '
+                            'Standardization: change the outputs of the network as little as possible')
     return parse(parser)
 
 
@@ -70,7 +70,7 @@ def convert(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def say(args: argparse.Namespace, lines: list[str], warned: list[str] = ()) -> None:
-    """Print lines in one process only, and not in the check of dist_train.sh, which the run follows."""
+    """Print lines in one process only, and not in the check of dist_train.sh before the run."""
     checked_before_start = args.check and 'LOCAL_WORLD_SIZE' in os.environ
     if lines and int(os.environ.get('RANK', 0)) == 0 and not checked_before_start:
         print('\n'.join(lines), flush=True)
@@ -79,7 +79,7 @@ def say(args: argparse.Namespace, lines: list[str], warned: list[str] = ()) -> N
 
 
 def set_up(args: argparse.Namespace) -> Config:
-    """The config to run, checked."""
+    """Return the config to run, after checks."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     convert(cfg, args)
     faults = Faults()

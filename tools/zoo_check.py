@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert every family of MMSegmentation's model zoo to BCN and WS, train one step, evaluate once, write a table."""
+"""Convert every family of MMSegmentation's model zoo to BCN and WS, train for one step, evaluate, and write a table."""
 import argparse
 import json
 import subprocess
@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('families', nargs='*', metavar='FAMILY', default=[],
-                        help='configs below the configs folder of the installed MMSegmentation, for which rows of the '
-                        'table are made anew; all by default')
+                        help='configs in the configs folder of the installed MMSegmentation whose table rows are '
+                        'updated; all by default')
     parser.add_argument('--size', type=int, default=128, help='side of the images')
-    parser.add_argument('--timeout', type=float, default=300, help='seconds a family may take')
+    parser.add_argument('--timeout', type=float, default=300, help='time limit per family in seconds')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'zoo.md', help='the table')
     parser.add_argument('--one', action='store_true', help='check one family in this process and print JSON')
     return parse(parser)
@@ -31,7 +31,7 @@ from wsbcn_mmseg.runtime.command import exit_with
 
 
 def check_apart(family: str, size: int, timeout: float) -> Result:
-    """Each family in a process of its own: its memory is returned, and a crash stays there."""
+    """Check a family in a separate process, so that its memory is freed and a crash is contained."""
     command = [sys.executable, __file__, family, '--one', '--size', str(size)]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=timeout)

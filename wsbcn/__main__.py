@@ -1,4 +1,4 @@
-"""``python -m wsbcn`` is the command ``wsbcn``."""
+"""``python -m wsbcn`` runs the command ``wsbcn``."""
 from .command import main
 
 main()

@@ -1,6 +1,6 @@
-"""Arguments that several commands in ``tools/`` share.
+"""Arguments shared by several commands in ``tools/``.
 
-Tools parse their arguments before they import what takes seconds, torch and OpenMMLab.
+Tools parse their arguments before they import torch and OpenMMLab, which takes seconds.
 """
 import argparse
 import sys
@@ -22,8 +22,8 @@ class CfgOptions(argparse.Action):
 
 
 def config_file(text: str) -> str:
-    """The type of an argument that is a config, by path or name. If there is no such config, the program ends with a
-    sentence."""
+    """The argument type for a config, given by path or name. If there is no such config, the program exits with a
+    message."""
     try:
         return str(find_config(text))
     except FileNotFoundError as error:
@@ -31,13 +31,13 @@ def config_file(text: str) -> str:
 
 
 def network_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
-    """A parser of ``config``, ``checkpoint`` and ``--cfg-options``."""
+    """A parser for ``config``, ``checkpoint`` and ``--cfg-options``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=config_file, help='config file, or the name of one that is shipped')
+    parser.add_argument('config', type=config_file, help='config file, or the name of a shipped config')
     if checkpoint:
         parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, such as train_cfg.max_iters=100')
+                        help='settings that override the config, such as train_cfg.max_iters=100')
     return parser
 
 
@@ -46,13 +46,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/CONFIG_NAME)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='how the processes were started; tools/dist_*.sh and slurm_*.sh set it')
-    parser.add_argument('--check', action='store_true', help='check the set-up and stop')
+    parser.add_argument('--check', action='store_true', help='check config, data and files, and exit')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.epilog = 'Several processes: tools/dist_*.sh, or the command wsbcn with --gpus N.'
 
 
 def method(text: str) -> str:
-    """The type of an argument that is a row of the table of methods, :mod:`wsbcn_mmseg.experiments.method`."""
+    """The argument type for a method of :mod:`wsbcn_mmseg.experiments.method`."""
     require_openmmlab()
     from wsbcn_mmseg.experiments.method import methods
     if text not in methods():
@@ -62,23 +62,24 @@ def method(text: str) -> str:
 
 def comparison_parser(description: str, out: Path, seeds: int, default: tuple[str, ...],
                       choices: tuple[str, ...] | None = None) -> argparse.ArgumentParser:
-    """A parser of ``--out``, ``--seeds``, ``--jobs``, ``--methods`` and ``--reuse``.
+    """A parser for ``--out``, ``--seeds``, ``--jobs``, ``--methods`` and ``--reuse``.
 
     Args:
-        description: What the command does.
+        description: Description of the command.
         out: Default of ``--out``.
         seeds: Default of ``--seeds``.
         default: Default of ``--methods``.
-        choices: What ``--methods`` accepts. Defaults to None: every row of :mod:`wsbcn_mmseg.experiments.method`.
+        choices: Allowed values of ``--methods``. Defaults to None: all methods of
+            :mod:`wsbcn_mmseg.experiments.method`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--out', type=Path, default=out, help='folder of logs, table and plot')
-    parser.add_argument('--seeds', type=_positive, default=seeds, help='trainings of each kind')
-    parser.add_argument('--jobs', type=_positive, default=2, help='trainings at a time, one thread each')
+    parser.add_argument('--out', type=Path, default=out, help='folder for logs, table and plot')
+    parser.add_argument('--seeds', type=_positive, default=seeds, help='number of seeds per setting')
+    parser.add_argument('--jobs', type=_positive, default=2, help='trainings to run in parallel, with one thread each')
     parser.add_argument('--methods', nargs='+', type=str if choices else method, choices=choices, default=default,
                         metavar='METHOD', help='rows of the table'
                         + ('' if choices else ', any of those in wsbcn_mmseg/experiments/method.py'))
-    parser.add_argument('--reuse', type=Path, help='a results.jsonl of finished trainings to take over')
+    parser.add_argument('--reuse', type=Path, help='a results.jsonl of finished trainings to reuse')
     return parser
 
 
@@ -90,8 +91,8 @@ def _positive(text: str) -> int:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the arguments of a command that needs OpenMMLab; if it is not installed, the program ends with a sentence
-    and exit status 2. A method that is given twice counts once."""
+    """Parse the arguments of a command that needs OpenMMLab. If it is not installed, the program exits with a message
+    and status 2. A method that is given twice counts once."""
     args = parser.parse_args()
     if 'methods' in args:
         args.methods = list(dict.fromkeys(args.methods))
@@ -100,7 +101,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def require_openmmlab() -> None:
-    """End the program with a sentence and exit status 2 if OpenMMLab is not installed."""
+    """Exit with a message and status 2 if OpenMMLab is not installed."""
     if all(map(find_spec, _OPENMMLAB)):
         return
     from wsbcn_mmseg.runtime.stack import missing_openmmlab

@@ -10,20 +10,20 @@ from pathlib import Path
 
 from .shipped import config_names, home
 
-TOOLS = {  # subcommand: (file in tools/, what it does)
+TOOLS = {  # subcommand: (file in tools/, description)
     'train': ('train.py', 'train a network; --gpus N starts N processes'),
     'test': ('test.py', 'evaluate a checkpoint; --gpus N starts N processes'),
-    'infer': ('infer.py', 'segment images of your own'),
+    'infer': ('infer.py', 'segment your own images'),
     'export': ('export.py', 'write a trained network as ONNX, TorchScript, exported program or plain weights'),
     'convert': ('convert_official_checkpoint.py', "convert a checkpoint of the paper's authors"),
     'demo': ('demo.py', 'train a small network on synthetic images'),
-    'check': ('check_installation.py', 'what is installed, whether it works, what is missing'),
-    'plot': ('plot_run.py', 'draw loss, learning rate and mIoU of trainings'),
+    'check': ('check_installation.py', 'show what is installed, whether it works, and what is missing'),
+    'plot': ('plot_run.py', 'plot loss, learning rate and mIoU of trainings'),
     'prepare-voc': ('prepare_voc_aug.py', 'make the augmented training set of PASCAL VOC 2012'),
-    'mini-voc': ('make_mini_voc.py', 'make a synthetic PASCAL VOC'),
+    'mini-voc': ('make_mini_voc.py', 'make a small synthetic PASCAL VOC'),
     'benchmark': ('benchmark.py', 'measure time and memory on this machine'),
 }
-CONFIGS = 'configs', 'list the configs that train, test, infer and export take by name'
+CONFIGS = 'configs', 'list the configs that train, test, infer and export accept by name'
 DISTRIBUTED = ('train', 'test')
 
 
@@ -34,7 +34,7 @@ def overview() -> str:
         'Train networks with Batch-Channel Normalization and Weight Standardization.', '', 'commands:', *lines,
         f'  {CONFIGS[0]:<12} {CONFIGS[1]}', '',
         'wsbcn COMMAND --help explains the arguments of a command, wsbcn --version prints the version.',
-        f'The commands are files of {home() / "tools"}.'])
+        f'The commands are files in {home() / "tools"}.'])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,12 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def version() -> str:
-    """The version of the package, which is not imported for it."""
+    """The version of the package, without importing it."""
     return re.search(r"__version__ = '(.+)'", Path(find_spec('wsbcn_mmseg').origin).read_text())[1]
 
 
 def list_configs(arguments: Sequence[str]) -> None:
-    """Print the names of the configs, each with its first line, a comment."""
+    """Print the names of the configs, each with the comment in its first line."""
     parser = argparse.ArgumentParser(prog='wsbcn configs', description=f'{CONFIGS[1].capitalize()}.')
     parser.add_argument('part', nargs='?', default='', help='only names that contain this')
     part = parser.parse_args(arguments).part
@@ -75,7 +75,7 @@ def list_configs(arguments: Sequence[str]) -> None:
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Run the tool of a subcommand, in this process or, with ``--gpus``, in several as ``tools/dist_*.sh`` do."""
+    """Run the tool of a subcommand in this process or, with ``--gpus``, in several, like ``tools/dist_*.sh``."""
     tool = home() / 'tools' / TOOLS[name][0]
     processes, arguments = number_of_processes(name, arguments)
     if processes is None:
@@ -87,7 +87,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def run_here(file: Path, argv: list[str]) -> None:
-    """Run a file as the main module; as ``runpy.run_path``, which puts the file's name into ``sys.argv``, however."""
+    """Run a file as the main module, like ``runpy.run_path``, but without changing the name in ``sys.argv``."""
     sys.argv = argv
     spec = spec_from_file_location('__main__', file)
     sys.modules['__main__'] = module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""What is installed, what works, and what is missing for which feature: ``wsbcn check``."""
+"""The report of ``wsbcn check``: what is installed, what works, and what each feature needs."""
 import platform
 import warnings
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 VERSIONS = ('wsbcn_mmseg', 'torch', 'triton', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation',
             'onedl-mmpretrain', 'mmengine', 'mmcv', 'mmcv-lite', 'mmsegmentation', 'mmpretrain', 'mmdet', 'mmaction2',
-            'timm', 'torchvision', 'onnx', 'onnxruntime')  # distributions; those that are not installed are not listed
-TOLERANCE = 1e-4  # of the largest value; float32 gives about 1e-6
+            'timm', 'torchvision', 'onnx', 'onnxruntime')  # distributions, listed if they are installed
+TOLERANCE = 1e-4  # relative to the largest value; float32 gives about 1e-6
 
 
 class Feature(NamedTuple):
-    """What a user may want to do, the modules that it imports, and how to install them."""
+    """A feature, the modules that it imports, and how to install them."""
     name: str
     modules: tuple[str, ...]
     install: str
 
 
 class Line(NamedTuple):
-    """A line of the report; ``broken`` if something is installed and does not work."""
+    """A line of the report; ``broken`` if something is installed but does not work."""
     name: str
     text: str
     broken: bool = False
@@ -55,7 +55,7 @@ def installed_versions() -> Iterator[Line]:
 
 
 def devices() -> Iterator[Line]:
-    """The implementation of BCN that each device takes, and its difference from float64."""
+    """The implementation of BCN on each device, and its difference from float64."""
     import torch
     names = {'cpu': f'{torch.get_num_threads()} threads'}
     names |= {f'cuda:{i}': torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
@@ -70,7 +70,7 @@ def _cpp_kernels() -> Line:
     from wsbcn_mmseg.ops import cpp
     if cpp.WHY_NOT is None:
         return Line('C++ kernels for the CPU', 'ready')
-    return Line('C++ kernels for the CPU', f'{cpp.WHY_NOT}, so BCN takes stock operators, which are slower; '
+    return Line('C++ kernels for the CPU', f'{cpp.WHY_NOT}, so BCN uses stock operators, which are slower; '
                 f'{cpp.INSTALL}')
 
 
@@ -84,15 +84,15 @@ def _device(device: str, name: str) -> Line:
         implementation = implementation_name('auto', x, 8, x.new_zeros(32), False)
         differences = [_bcn_difference(device, mode, training) for mode in MODES for training in (True, False)]
         worst = max(*differences, _standardization_difference(device))
-    except Exception as error:  # of drivers, compilers and kernels of any kind
+    except Exception as error:  # drivers, compilers and kernels may raise any error
         return Line(device, f'{name}: BCN fails ({describe(error)})', broken=True)
-    agrees = worst <= TOLERANCE  # not with NaN either
+    agrees = worst <= TOLERANCE  # False for NaN
     return Line(device, f'{name}: BCN by {implementation!r}; output and gradients of BCN and WS '
                 f'{"agree" if agrees else "DO NOT AGREE"} with float64, to {worst:.0e}', broken=not agrees)
 
 
 def no_gpu() -> str | None:
-    """Why there is no GPU to check, in a sentence; None if there is one."""
+    """A sentence on why there is no GPU to check; None if there is one."""
     try:
         import torch
     except Exception as error:  # of any kind
@@ -105,7 +105,7 @@ def no_gpu() -> str | None:
 
 
 def gpu_kernels() -> Iterator[Line]:
-    """For every GPU and dtype, whether the Triton kernels agree with float64, and the cause if they do not."""
+    """Lines on whether the Triton kernels agree with float64 for every GPU and dtype, with the cause if they do not."""
     import torch
 
     from wsbcn_mmseg.diagnostics.agreement import TOLERANCES
@@ -126,13 +126,13 @@ def _kernels_on(device: str, name: str, dtype, impl: str = 'triton') -> Line:
         return Line(title, '\n    '.join([f'{name}: the kernels FAIL in the case {first}', *rest]), broken=True)
     x = torch.zeros(2, 32, 5, 5, device=device, dtype=dtype)
     chosen = implementation_name('auto', x, 8, torch.zeros(32, device=device), False)
-    note = '' if chosen == impl else f'; BCN takes {chosen!r} nevertheless'
+    note = '' if chosen == impl else f', but BCN uses {chosen!r}'
     return Line(title, f'{name}: the kernels agree with float64, to {largest:.0e} of at most '
                 f'{TOLERANCES[dtype]:.0e}, in {len(CASES)} cases{note}')
 
 
 def _bcn_difference(device: str, mode: str, training: bool) -> float:
-    """The largest difference of output and gradients from the reference in float64, in parts of the largest value."""
+    """The largest difference of output and gradients from the float64 reference, relative to the largest value."""
     import torch
 
     from wsbcn_mmseg.ops import batch_channel_norm
@@ -177,7 +177,7 @@ def _difference(tensors: list, expected: list) -> float:
 
 
 def feature_lines() -> Iterator[Line]:
-    """For each feature, whether it is ready, what is missing, or what is broken."""
+    """A line per feature: whether it is ready, what is missing, or what is broken."""
     for name, modules, install in features():
         missing = [module for module in modules if not _is_installed(module)]
         broken = {module: error for module in modules if module not in missing and (error := _import_error(module))}
@@ -200,6 +200,6 @@ def _import_error(module: str) -> str:
         warnings.simplefilter('ignore')
         try:
             import_module(module)
-        except Exception as error:  # of packages of any kind
+        except Exception as error:  # packages may raise any error
             return describe(error)
     return ''

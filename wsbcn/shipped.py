@@ -1,4 +1,4 @@
-"""Configs and tools: where they are, and configs by name."""
+"""Find shipped configs and tools."""
 import difflib
 from pathlib import Path
 
@@ -18,19 +18,19 @@ def config_names() -> list[str]:
 
 
 def _is_alias(configs: Path, name: Path) -> bool:
-    """Whether a config is the second name, as in MMEngine's ``_base_``, of one in the folder itself."""
+    """Whether a config is an alias, for MMEngine's ``_base_``, of a config in the folder itself."""
     return len(name.parts) > 1 and (configs / f'{name.name}.py').is_file()
 
 
 def find_config(text: str) -> Path:
-    """A config file by its path or its name.
+    """Find a config file by path or name.
 
     Args:
-        text: A path; or a path below ``configs``; or the name of a file there, such as ``deeplabv3_r101_bcn_ws_voc``.
-            Paths below ``configs`` may begin with it, and ``.py`` may be left out.
+        text: A path, a path below ``configs``, or the name of a file there, such as ``deeplabv3_r101_bcn_ws_voc``.
+            Paths below ``configs`` may start with ``configs``, and ``.py`` may be omitted.
 
     Raises:
-        FileNotFoundError: If there is no such config; the message gives names that are close.
+        FileNotFoundError: If there is no such config; the message gives similar names.
     """
     if Path(text).is_file():
         return Path(text)
@@ -47,4 +47,4 @@ def find_config(text: str) -> Path:
 def _suggestion(name: str, named: list[str]) -> str:
     names = {Path(path).name: path for path in config_names()}
     close = named or [names[match] for match in difflib.get_close_matches(name, names, n=3, cutoff=0.6)]
-    return f'did you mean {" or ".join(close)}?' if close else 'wsbcn configs lists the names of those that are shipped'
+    return f'did you mean {" or ".join(close)}?' if close else 'wsbcn configs lists the names of the shipped configs'

@@ -1,15 +1,15 @@
-"""``torchrun``, except that the last line is the sentence with which the first process failed."""
+"""``torchrun``, except that its last line is the error message of the first process that failed."""
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-FAULT_FILE = 'WSBCN_FAULT_FILE'  # where processes write their sentence
+FAULT_FILE = 'WSBCN_FAULT_FILE'  # file for the error message of a process
 
 
 def main() -> None:
     """Run the command line of ``torchrun``."""
-    from torch.distributed import run  # here, since commands import this module for a name
+    from torch.distributed import run  # imported here, since commands import this module only for a name
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     with tempfile.TemporaryDirectory() as folder:
         fault = Path(folder, 'fault')

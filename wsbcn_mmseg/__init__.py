@@ -1,6 +1,6 @@
 """Micro-batch training with Weight Standardization and Batch-Channel Normalization (arXiv 1903.10520).
 
-With torch alone: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion`, :func:`fold`,
+These need torch only: the layers ``BCN`` and ``ConvWS``, :func:`convert_model`, :func:`plan_conversion`, :func:`fold`,
 :func:`follow_learning_rate` and :func:`save_memory`.
 If OpenMMLab is installed, importing this package registers its layers, hooks, data sets and network parts. Configs of
 any OpenMMLab project can use them after ``custom_imports = dict(imports=['wsbcn_mmseg'])``. :func:`apply_bcn_ws`
@@ -34,7 +34,7 @@ if not missing_openmmlab():
         from .inference import infer, load_segmentor  # noqa: F401
     __all__ += _OF_OPENMMLAB
 elif openmmlab_in_part():
-    warnings.warn(f'OpenMMLab is installed in part, so wsbcn_mmseg registers nothing: it needs {missing_openmmlab()}',
+    warnings.warn(f'OpenMMLab is partly installed, so wsbcn_mmseg registers nothing: it needs {missing_openmmlab()}',
                   stacklevel=2)
 
 

@@ -1,5 +1,5 @@
-"""Import paths of earlier releases: ``wsbcn_mmseg.analysis.singularities`` and ``wsbcn_mmseg.analysis.smoothness`` are
-in :mod:`wsbcn_mmseg.diagnostics` now."""
+"""Import paths of earlier releases. ``wsbcn_mmseg.analysis.singularities`` and ``wsbcn_mmseg.analysis.smoothness`` are
+now in :mod:`wsbcn_mmseg.diagnostics`."""
 import sys
 
 from wsbcn_mmseg.diagnostics import singularities, smoothness

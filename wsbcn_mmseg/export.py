@@ -25,8 +25,8 @@ from wsbcn_mmseg.runtime.errors import UsageError, first_line
 from wsbcn_mmseg.runtime.samples import input_channels
 
 RANDOM_SIZES = ((1, 96, 128), (2, 161, 97), (1, 129, 193))  # images, height, width
-EXAMPLE = (2, 129, 97)  # shape of the traced input; with one image, exporters would treat the batch size as a constant
-TOLERANCE = 1e-3  # of the largest logit
+EXAMPLE = (2, 129, 97)  # shape of the traced input; with one image, exporters would make the batch size a constant
+TOLERANCE = 1e-3  # relative to the largest logit
 
 
 class Logits(nn.Module):
@@ -40,14 +40,14 @@ class Logits(nn.Module):
         return self.segmentor.encode_decode(image, [dict(img_shape=image.shape[2:])])
 
     def labels(self, logits: Tensor) -> Tensor:
-        """The class of each pixel, as the segmentor decides; shape (N, H, W)."""
+        """The class of each pixel, by the segmentor's rule; shape (N, H, W)."""
         if logits.shape[1] > 1:
             return logits.argmax(1)
         return (logits[:, 0].sigmoid() > _threshold(self.segmentor)).long()
 
 
 def _threshold(segmentor: nn.Module) -> float:
-    """Above which the probability of a binary head means class 1."""
+    """The probability above which a binary head predicts class 1."""
     head = segmentor.decode_head
     return (head[-1] if isinstance(head, nn.ModuleList) else head).threshold
 
@@ -88,7 +88,7 @@ def _dynamic() -> dict[int, Dim]:
 
 
 def onnx_runner(path: str | Path, threads: int = 0) -> NetworkFunction:
-    """An ONNX file as a function of a CPU tensor, run by ONNX Runtime; with ``threads=0`` it chooses their number."""
+    """An ONNX file as a function of a CPU tensor, run by ONNX Runtime; with ``threads=0`` it chooses the number."""
     import onnxruntime  # optional
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -112,10 +112,10 @@ class Check(NamedTuple):
 
     Attributes:
         kind: 'random' or 'real'.
-        images: How many.
+        images: Number of images.
         difference: Largest difference between logits.
-        relative: The same, as a share of the largest logit of its image.
-        pixels: Share of the pixels whose class is another.
+        relative: Largest difference as a share of the largest logit of the image.
+        pixels: Share of the pixels with another class.
     """
     kind: str
     images: int
@@ -132,12 +132,12 @@ def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | 
     is read back and compared with the original network. If they do not agree, no file is left.
 
     Args:
-        model: From :func:`~wsbcn_mmseg.load_segmentor`, on the CPU.
+        model: Result of :func:`~wsbcn_mmseg.load_segmentor`, on the CPU.
         out: The file to write.
         form: 'torchscript', 'onnx', 'exported_program' or 'state_dict' (of the folded network).
         images: Image files for the comparison, in addition to random images of several sizes.
-        tolerance: Largest difference accepted, as a share of the largest logit. Defaults to 1e-3; trained networks
-            were seen to differ by 1e-5, in float32 and by the order of summation alone.
+        tolerance: Largest accepted difference, as a share of the largest logit. Defaults to 1e-3; trained networks
+            were observed to differ by 1e-5 in float32, only because of the order of summation.
 
     Returns:
         One comparison for random images and one for ``images``.
@@ -163,7 +163,7 @@ def export(model: nn.Module, out: str | Path, form: str, images: Iterable[str | 
         checks = [_compare('random', original, run, _random_images(model), out),
                   _compare('real', original, run, real, out)]
         worst = max(check.relative for check in checks)
-        if not worst <= tolerance:  # nor is NaN
+        if not worst <= tolerance:  # also rejects NaN
             raise UsageError(f'the exported network does not agree with the original: logits differ by {worst:.1e} of '
                              f'the largest, more than {tolerance:.0e}; {out} was not written')
         os.replace(temporary, out)
@@ -185,13 +185,13 @@ def write_exported(form: str, network: Logits, path: Path) -> NetworkFunction:
     try:
         with _traceable(), torch.no_grad():
             return FORMATS[form].write(network, example, path)
-    except Exception as error:  # exporters raise nearly anything
+    except Exception as error:  # exporters may raise any error
         raise UsageError(f'this network cannot be exported as {form}: {first_line(error)}') from error
 
 
 @contextmanager
 def _traceable():
-    """Suppress the exporters' own warnings, and the warning of MMSegmentation's ``resize`` about sizes, whose condition
+    """Suppress the warnings of exporters, and the warning of MMSegmentation's ``resize`` about sizes, whose condition
     would turn sizes into constants."""
     *defaults, _ = resize.__defaults__
     logging.disable(logging.WARNING)
@@ -213,7 +213,7 @@ def _random_images(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _prepared(model: nn.Module, images: Iterable[str | Path]) -> Iterator[Tensor]:
-    """The network's inputs of image files, as in testing."""
+    """The network's inputs for image files, as in testing."""
     read, pipeline = ImageReader(model), Compose(preprocess_steps(model.cfg))
     for path in images:
         try:
@@ -232,7 +232,7 @@ def _compare(kind: str, original: Logits, run: NetworkFunction, images: Iterable
         try:
             actual = run(image)
         except Exception as error:
-            raise UsageError(f'the exported network does not take images of shape {tuple(image.shape)} '
+            raise UsageError(f'the exported network does not accept images of shape {tuple(image.shape)} '
                              f'({first_line(error)}); {out} was not written') from error
         if actual.shape != expected.shape:
             raise UsageError(f'the exported network gives {tuple(actual.shape)} for images of shape '
@@ -254,7 +254,7 @@ def _padding(model: nn.Module) -> dict:
 
 
 def _description(model: nn.Module, form: str, checks: list[Check]) -> dict:
-    """The description of the exported network's input and output, for ``out.json``."""
+    """Description of the exported network's input and output for ``out.json``."""
     preprocessor, channels = model.data_preprocessor, input_channels(model)
     order = 'as the test pipeline reads them'
     if channels == 3 and ImageReader(model).in_color:

@@ -2,7 +2,7 @@
 installed.
 
 Layers are added to MMEngine's root registry, which all OpenMMLab projects search. Hooks, data sets, transforms and
-network parts register themselves where they are defined. MMEngine learns where ``_base_ = 'wsbcn_mmseg::...'`` is.
+network parts are registered where they are defined. MMEngine gets the location of ``_base_ = 'wsbcn_mmseg::...'``.
 """
 import mmcv.cnn  # noqa: F401  (registers a ConvWS of its own, which divides by another deviation; ours replaces it)
 from mmengine.config.utils import MODULE2PACKAGE
@@ -16,5 +16,5 @@ for _layer in (getattr(layers, name) for name in layers.__all__):
     if isinstance(_layer, type) and issubclass(_layer, nn.Module):
         MODELS.register_module(module=_layer, force=True)
 
-# A module, not the distribution: MMEngine takes the first of a distribution's packages, and this one has two
+# A module, not the distribution: MMEngine uses the first package of a distribution, and this one has two
 MODULE2PACKAGE['wsbcn_mmseg'] = 'wsbcn_mmseg.registry'

@@ -1,5 +1,5 @@
-"""Import paths of earlier releases: pictures are in :mod:`wsbcn_mmseg.plotting`, records in
-:mod:`wsbcn_mmseg.runtime.records` now."""
+"""Import paths of earlier releases. Plots are now in :mod:`wsbcn_mmseg.plotting`, logs in
+:mod:`wsbcn_mmseg.runtime.records`."""
 from wsbcn_mmseg.plotting import COLORS, MARKERS, plot_curves, plot_predictions, plot_runs
 from wsbcn_mmseg.runtime.records import read_jsonl, read_scalars, write_csv
 

@@ -1,4 +1,4 @@
-"""Training under gradient accumulation: kernels standardized in every micro-step, and once per optimizer step."""
+"""Training with gradient accumulation: kernels standardized in every micro-step or once per optimizer step."""
 from contextlib import nullcontext
 from functools import partial
 
@@ -38,7 +38,7 @@ def _optimizer_step(model: nn.Module, micro_steps: int, hold: bool, options: Opt
 
 
 def accumulation(options: Options) -> list[Row]:
-    """Optimizer steps of DeepLabV3 with BCN and WS, of several micro-steps each."""
+    """Measure optimizer steps of DeepLabV3 with BCN and WS, each with several micro-steps."""
     rounds = options.repeats or (2 if options.quick else 9 if options.device == 'cpu' else 20)
     rows = []
     for depth in options.depths:
@@ -59,7 +59,7 @@ ACCUMULATION_COLUMNS = {'network': '', 'shape': '', 'layer': '', 'implementation
 
 
 def draw_accumulation(rows: list[Row]) -> Figure:
-    """Bars of time, with a line at standardization in every micro-step."""
+    """Draw times as bars, relative to standardization in every micro-step."""
     return draw_bars(rows, {'vs_every': 'time of a micro-step / standardized in each'})
 
 

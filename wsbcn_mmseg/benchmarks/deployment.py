@@ -56,7 +56,7 @@ def _deployment_rows(depth: int, batch: int, options: Options) -> list[Row]:
 
 
 def deployment(options: Options) -> list[Row]:
-    """Inference of DeepLabV3 with BCN and WS as trained, folded and exported, compared with GroupNorm."""
+    """Measure inference of DeepLabV3 with BCN and WS as trained, folded and exported, compared with GroupNorm."""
     torch.backends.cudnn.benchmark = True  # as in our configs
     return [row for depth in options.depths for batch in options.batches
             for row in _deployment_rows(depth, batch, options)]
@@ -68,7 +68,7 @@ DEPLOYMENT_COLUMNS = {
 
 
 def draw_deployment(rows: list[Row]) -> Figure:
-    """Bars of time, with a line at the network with GroupNorm."""
+    """Draw times as bars, relative to the network with GroupNorm."""
     return draw_bars(rows, {'vs_group_norm': 'time of inference / GroupNorm'})
 
 

@@ -1,4 +1,4 @@
-"""Bars with a line at a baseline, for benchmarks of networks."""
+"""Bar charts with a baseline, for benchmarks of networks."""
 from matplotlib.figure import Figure
 
 from wsbcn_mmseg.plotting import COLORS
@@ -7,11 +7,11 @@ from .measuring import Row
 
 
 def draw_bars(rows: list[Row], panels: dict[str, str]) -> Figure:
-    """A row of panels per network and shape.
+    """One row of panels per network and shape.
 
     Args:
-        rows: Of one benchmark.
-        panels: Keys of the rows that are ratios, with the titles of their axes; keys without values are left out.
+        rows: Rows of one benchmark.
+        panels: Keys of ratios in the rows, with the titles of their axes; keys without values are omitted.
     """
     panels = {key: title for key, title in panels.items() if rows[0][key]}
     runs = list(dict.fromkeys((row['network'], row['shape']) for row in rows))

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for GPUs that need not be there, and read what the compiler made of them."""
+"""Compile the Triton kernels for GPUs that need not be present, and analyze the compiled code."""
 import re
 import subprocess
 import tempfile
@@ -21,10 +21,10 @@ CUOBJDUMP = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuob
 
 
 class Code(NamedTuple):
-    """Machine code of one variant of a kernel, in numbers. Loads and stores are instructions on global memory."""
+    """Statistics of the machine code of one kernel variant. Loads and stores are instructions on global memory."""
     kernel: str
     registers: int  # per thread
-    spills: int  # on CUDA instructions that spill or reload registers; on ROCm registers that are spilled
+    spills: int  # CUDA: instructions that spill or reload registers; ROCm: spilled registers
     shared_bytes: int  # per program
     loads: int
     loads_128: int  # of 16 bytes per thread
@@ -33,7 +33,7 @@ class Code(NamedTuple):
 
 
 class _NoDevice:
-    """The driver of a GPU that is not there: it gives what Triton asks for before it compiles."""
+    """The driver of a GPU that is not present: it has what Triton needs to compile."""
 
     def __init__(self, name: str):
         self.name = name
@@ -49,18 +49,18 @@ class _NoDevice:
 
 
 def why_not() -> str | None:
-    """Why no code can be made and read here, in a sentence; None if it can."""
+    """A sentence on why kernels cannot be compiled and disassembled here; None if they can."""
     if triton_kernels.INTERPRETED:
         return 'kernels are not compiled under TRITON_INTERPRET=1'
     return None if CUOBJDUMP.is_file() else f'the installed Triton comes without {CUOBJDUMP.name}'
 
 
 def compiled(target: str, call: Callable[[], Tensor]) -> list[Code]:
-    """The code of all variants that a call and its backward pass launch; they are compiled and not run.
+    """The code of all variants that a call and its backward pass launch. They are compiled but not run.
 
     Args:
         target: One of :data:`TARGETS`.
-        call: Returns the output of layers, of CPU tensors. The values of output and gradients are arbitrary.
+        call: Returns the output of layers for CPU tensors. The values of output and gradients are arbitrary.
     """
     launch, kernels = JITFunction.run, {}
 
@@ -81,7 +81,7 @@ def compiled(target: str, call: Callable[[], Tensor]) -> list[Code]:
     return [_code(name, digest, kernel) for digest, (name, kernel) in kernels.items()]
 
 
-_read: dict[str, Code] = {}  # what has been disassembled, by Triton's hash
+_read: dict[str, Code] = {}  # disassembled code, by Triton's hash
 
 
 def _code(name: str, digest: str, kernel) -> Code:
@@ -101,7 +101,7 @@ def _disassembled(kernel) -> tuple[int, ...]:
 
 
 def read_cuda(text: str, shared_bytes: int) -> tuple[int, ...]:
-    """The numbers of :class:`Code` from what ``cuobjdump -res-usage -sass`` prints."""
+    """The fields of :class:`Code` from the output of ``cuobjdump -res-usage -sass``."""
     registers = int(re.search(r'\bREG:(\d+)', text)[1])
     loads, stores = re.findall(r'\bLDG(\.\S*)', text), re.findall(r'\bSTG(\.\S*)', text)
     return (registers, len(re.findall(r'\b(?:LDL|STL)\b', text)), shared_bytes, len(loads),
@@ -109,7 +109,7 @@ def read_cuda(text: str, shared_bytes: int) -> tuple[int, ...]:
 
 
 def read_rocm(text: str, shared_bytes: int) -> tuple[int, ...]:
-    """The numbers of :class:`Code` from assembly for AMD's GPUs."""
+    """The fields of :class:`Code` from assembly for AMD GPUs."""
     counts = {key: int(value) for key, value in re.findall(r'\.([sv]gpr_(?:spill_)?count):\s+(\d+)', text)}
     loads, stores = (re.findall(rf'\b(?:global|buffer)_{kind}_(\w+)', text) for kind in ('load', 'store'))
     return (counts['vgpr_count'], counts['vgpr_spill_count'] + counts['sgpr_spill_count'], shared_bytes, len(loads),

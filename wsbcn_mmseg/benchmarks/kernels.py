@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that need not be there: registers, spills, shared memory and vector loads."""
+"""The Triton kernels compiled for GPUs that need not be present: registers, spills, shared memory and vector loads."""
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def layer_calls(shape: tuple[int, int], dtype: torch.dtype,
     """Functions that run BCN by Algorithm 1, alone and with ReLU, and in large-batch mode.
 
     Args:
-        shape: Channels and side of the activation. There is one image, in large-batch mode there are two.
+        shape: Channels and side of the activation. It has one image, or two in large-batch mode.
     """
     def call(images: int, relu: bool = False, **arguments) -> Tensor:
         layer = BCN(shape[0], update_rate=UPDATE_RATE, **arguments)
@@ -42,7 +42,7 @@ def kernels(options: Options) -> list[Row]:
     """The most demanding variant of each kernel, per target, dtype and memory format, at the shapes of DeepLabV3-R101.
 
     Raises:
-        UsageError: If Triton is not installed, interprets its kernels, or comes without its disassembler.
+        UsageError: If Triton is not installed, interprets its kernels, or has no disassembler.
     """
     if importlib.util.find_spec('triton') is None:
         raise UsageError('the kernels are compiled by Triton, which is not installed here; run: pip install triton')
@@ -66,8 +66,8 @@ def _name(setting: object) -> str:
 
 
 def _row(name: str, codes: dict[tuple[int, int], list]) -> Row:
-    """The largest numbers of a kernel's variants. Of instructions on 16 bytes the smallest number; a plane of one value
-    is too small for them."""
+    """The maximum of each number over a kernel's variants, but the minimum for instructions on 16 bytes; a plane of one
+    value is too small for these."""
     variants = {code for of_shape in codes.values() for code in of_shape if code.kernel == name}
     large = {code for (_, side), of_shape in codes.items() for code in of_shape if code.kernel == name and side > 1}
     return {'kernel': name, 'variants': len(variants),
@@ -76,7 +76,7 @@ def _row(name: str, codes: dict[tuple[int, int], list]) -> Row:
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """A row per kernel: registers on each target, and the worst of everything else."""
+    """One row per kernel: registers on each target, and the worst of the other numbers."""
     result = []
     for name in dict.fromkeys(row['kernel'] for row in rows):
         own = [row for row in rows if row['kernel'] == name]
@@ -95,7 +95,7 @@ KERNEL_COLUMNS = {'kernel': '', **dict.fromkeys(TARGETS, 'd'), 'spills': 'd', 's
 
 
 def draw_kernels(rows: list[Row]) -> Figure:
-    """Registers per thread of each kernel on each target: those of its most demanding variant."""
+    """Draw the registers per thread of each kernel's most demanding variant on each target."""
     targets = list(dict.fromkeys(row['target'] for row in rows))
     figure = Figure(figsize=(3 + 2 * len(targets), 4), layout='constrained')
     axes = figure.subplots()

@@ -39,10 +39,10 @@ LAYER_SHAPES = (
     (256, 1),  # image pooling
 )
 TARGET_SHAPES = ((2, 256, 65, 65), (2, 2048, 33, 33), (1, 256, 129, 129))
-PASSES = {'forward': 3, 'backward': 5, 'both': 8}  # with how often each must read or write an activation, uncached
+PASSES = {'forward': 3, 'backward': 5, 'both': 8}  # with the number of reads and writes of an activation without caches
 LAYER_BASES = {'vs_group_norm': ('GroupNorm', 'native'), 'vs_batch_norm': ('BatchNorm2d', 'native'),
                'vs_plain': ('BCN micro-batch', 'reference')}
-WITH_RELU = ' + ReLU'  # layers whose names end so are compared with others whose names do
+WITH_RELU = ' + ReLU'  # layers with this ending are compared with each other
 
 
 class Layer(NamedTuple):
@@ -50,11 +50,11 @@ class Layer(NamedTuple):
     name: str
     implementation: str
     build: Callable[[int], nn.Module]
-    batch_statistics: bool = False  # refuses one value per channel
+    batch_statistics: bool = False  # does not accept one value per channel
 
 
 def _layers(options: Options) -> list[Layer]:
-    # Unlike the others, PyTorch's group normalization needs parameters of the input's dtype
+    # Only PyTorch's group normalization needs parameters of the input's dtype
     layers = [Layer('GroupNorm', 'native', partial(nn.GroupNorm, 32, dtype=options.dtype)),
               Layer('BatchNorm2d', 'native', nn.BatchNorm2d, batch_statistics=True)]
     names = implementations(options.device)
@@ -94,11 +94,11 @@ def _layer_run(layer: nn.Module, name: str, x: Tensor, dy: Tensor) -> Run:
 
 
 def _graphed_layer_run(layer: nn.Module, name: str, x: Tensor, dy: Tensor) -> Run:
-    """The same, captured in two CUDA graphs that share their memory."""
+    """The same passes, captured in two CUDA graphs that share their memory."""
     eager = _layer_run(layer, name, x, dy)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # before a capture, everything must have run once on another stream
+    with torch.cuda.stream(stream):  # a capture requires one run on another stream before
         for _ in range(WARM_UP):
             eager(lambda: None)
     torch.cuda.current_stream().wait_stream(stream)
@@ -110,7 +110,7 @@ def _graphed_layer_run(layer: nn.Module, name: str, x: Tensor, dy: Tensor) -> Ru
         with torch.cuda.graph(backward, pool=forward.pool()):
             gradients = torch.autograd.grad(y, [x, *layer.parameters()], dy)
 
-    def run(mark, outputs=(y, gradients)):  # which live as long as the graphs do
+    def run(mark, outputs=(y, gradients)):  # kept alive as long as the graphs
         mark()
         forward.replay()
         mark()
@@ -166,7 +166,7 @@ def _layer_rows(shape: tuple[int, int, int, int], options: Options) -> list[Row]
 
 
 def layers(options: Options, shapes: Sequence[tuple[int, int, int, int]] | None = None) -> list[Row]:
-    """Forward and backward pass of single layers."""
+    """Measure forward and backward passes of single layers."""
     if shapes is None:
         shapes = TARGET_SHAPES if options.quick else [(batch, channels, side, side) for batch in options.layer_batches
                                                       for channels, side in LAYER_SHAPES]
@@ -179,7 +179,7 @@ LAYER_COLUMNS = {
 
 
 def draw_layers(rows: list[Row]) -> Figure:
-    """Bars of forward and backward together, per shape, from the line of GroupNorm upwards (slower) or down."""
+    """Draw times of forward plus backward per shape as bars, from GroupNorm's line upwards (slower) or downwards."""
     rows = [row for row in rows if row['pass'] == 'both']
     batches = {}
     for row in rows:

@@ -1,7 +1,7 @@
-"""Time and memory, measured side by side.
+"""Measure time and memory of several runs side by side.
 
 All runs are measured in one process, interleaved in rounds, so that disturbances of the machine affect all of them. A
-ratio is the median over the rounds of the ratios within a round.
+reported ratio is the median over rounds of the ratio within a round.
 """
 import gc
 import importlib.util
@@ -23,31 +23,31 @@ from torch import Tensor, nn
 from wsbcn_mmseg.ops import cpp
 from wsbcn_mmseg.ops.batch_channel_norm import IMPLEMENTATIONS
 
-WARM_UP = 3  # rounds before those that count
+WARM_UP = 3  # warm-up rounds, which do not count
 
 Row = dict[str, str | float | None]
-Run = Callable[[Callable[[], None]], None]  # does its work, and calls its argument at every moment that counts
+Run = Callable[[Callable[[], None]], None]  # runs, and calls its argument at every time to record
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and on what."""
+    """Options of a measurement."""
     device: str = 'cpu'
-    dtype: torch.dtype = torch.float32  # of the layers' inputs
+    dtype: torch.dtype = torch.float32  # dtype of the layers' inputs
     channels_last: bool = False
-    cuda_graphs: bool = False  # layers replayed from CUDA graphs: without what it costs the host to launch them
-    amp: bool = False  # networks under autocast to bfloat16
+    cuda_graphs: bool = False  # replay layers from CUDA graphs, without the host's launch overhead
+    amp: bool = False  # run networks under autocast to bfloat16
     quick: bool = False
-    repeats: int | None = None  # rounds that count
+    repeats: int | None = None  # number of measured rounds
     crop: int = 257
-    batches: Sequence[int] = (2, )  # of the networks
+    batches: Sequence[int] = (2, )  # depth of the networks
     layer_batches: Sequence[int] = (1, 2, 4)
     depths: Sequence[int] = (50, 101)
     configs: Path = Path('configs')
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of activations, and of the networks' weights."""
+        """Memory format of activations, and of the networks' weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
@@ -58,9 +58,9 @@ def _cache_flush(device: str) -> Tensor:
 
 
 def _milliseconds(run: Run, device: str) -> list[float]:
-    """The times between the moments that ``run`` marks: on the host's clock, or on the GPU's own.
+    """The times between the marks that ``run`` sets, on the host's or the GPU's clock.
 
-    With one thread it is the time that the processor spends on this process, whatever others do meanwhile.
+    With one thread it is the processor time of this process, which other processes do not affect.
     """
     if device == 'cpu':
         moments, clock = [], time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -99,7 +99,7 @@ def interleaved(runs: Sequence[Run], device: str, rounds: int, warm_up: int = WA
 
 
 def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
-    """Bytes that ``forward()`` keeps for backward: every storage once, without the module's parameters and buffers."""
+    """Bytes that ``forward()`` saves for backward. Each storage counts once; parameters and buffers do not count."""
     kept = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = forward()  # held until all is counted: freed memory may be given out again
+        outputs = forward()  # held until all are counted: freed memory may be reused
     for tensor in chain(module.parameters(), module.buffers()):
         kept.pop(tensor.untyped_storage().data_ptr(), None)
     del outputs
@@ -116,45 +116,45 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
 
 
 def peak_bytes(run: Run, others: int) -> int:
-    """Peak of the GPU memory allocated during ``run``, less what belongs to ``others``."""
-    run(lambda: None)  # the first run allocates what stays: momentum, convolution workspaces
+    """Peak of the GPU memory allocated during ``run``, minus the memory of ``others``."""
+    run(lambda: None)  # the first run allocates permanent memory: momentum, convolution workspaces
     torch.cuda.reset_peak_memory_stats()
     run(lambda: None)
     return torch.cuda.max_memory_allocated() - others
 
 
 def implementation(name: str):
-    """Let BCN layers compute by the implementation of this name, within a ``with`` block."""
+    """Within a ``with`` block, make BCN layers use the implementation of this name."""
     return mock.patch.dict(os.environ, WSBCN_IMPL=name if name in IMPLEMENTATIONS else '')
 
 
 def implementations(device: str) -> list[str]:
-    """Names of BCN's implementations that ``device`` runs, the plain composition first."""
+    """Names of BCN's implementations that run on ``device``, the plain composition first."""
     if device == 'cpu':
         return ['reference', 'fused', *(['cpp'] if cpp.WHY_NOT is None else [])]
     return ['reference', 'fused', *(['triton'] if importlib.util.find_spec('triton') else [])]
 
 
 def median_ratio(times: np.ndarray, base: np.ndarray | None) -> float | None:
-    """Median over the rounds of the ratios within a round; None without a base."""
+    """Median over rounds of the ratio within a round; None without a base."""
     return None if base is None else float(np.median(times / base))
 
 
 class Benchmark(NamedTuple):
     """The export of each benchmark module: the function to run, the columns to show, and the plot."""
     run: Callable[[Options], list[Row]]
-    columns: dict[str, str]  # keys of a row, with format specifications
+    columns: dict[str, str]  # keys of a row and their format specifications
     draw: Callable[[list[Row]], Figure]
-    dtype: Callable[[Options], str]  # as the names of its files have it
-    computed: bool = False  # nothing is timed: its rows and the names of its files say nothing of a machine
+    dtype: Callable[[Options], str]  # used in the names of its files
+    computed: bool = False  # nothing is timed, so rows and file names do not depend on a machine
     summary: Callable[[list[Row]], list[Row]] = list  # the rows to show
 
 
 def layer_dtype(options: Options) -> str:
-    """Of benchmarks whose inputs have ``options.dtype``."""
+    """For benchmarks whose inputs have ``options.dtype``."""
     return str(options.dtype).removeprefix('torch.')
 
 
 def network_dtype(options: Options) -> str:
-    """Of benchmarks that train networks."""
+    """For benchmarks that train networks."""
     return 'amp_bfloat16' if options.amp else 'float32'

@@ -19,12 +19,12 @@ from .networks import Network, build_network, random_batch, training_step
 
 GIGABYTES = (4, 8, 12, 24)
 CROPS = range(65, 4097, 8)
-STATE = 3  # of each parameter: its value, its gradient and its momentum
+STATE = 3  # per parameter: value, gradient and momentum
 _END_OF_FORWARD = 'wsbcn_mmseg: end of forward'
 
 
 class Variant(NamedTuple):
-    """A row of the benchmark: one of our configs, and how it saves memory."""
+    """A row of the benchmark: one of our configs, and a way to save memory."""
     name: str
     config: str
     saving: str
@@ -39,7 +39,7 @@ VARIANTS = (Variant('BN', 'bn', 'none'), Variant('GN', 'gn', 'none'), Variant('B
 
 
 def build_variant(variant: Variant, depth: int, options: Options) -> nn.Module:
-    """DeepLabV3 from one of our configs, which saves memory in one of the ways."""
+    """DeepLabV3 from one of our configs, with one of the ways to save memory."""
     network = Network(variant.name, variant.saving, variant.config, fuse_relu=variant.fuse_relu)
     model = build_network(network, depth, options)
     if variant.saving == 'with_cp':
@@ -52,9 +52,9 @@ def build_variant(variant: Variant, depth: int, options: Options) -> nn.Module:
 
 
 def activation_bytes(loss: Callable[[], Tensor], device: str) -> tuple[int, int]:
-    """Bytes that live after the forward pass, and at the peak of forward and backward, more than there were before.
+    """Additional bytes alive after the forward pass, and at the peak of forward and backward.
 
-    Run the step once before: gradients that exist are not counted.
+    Run the step once before, so that gradients exist and are not counted.
     """
     gc.collect()
     if device == 'cpu':
@@ -81,9 +81,9 @@ def _by_allocator_events(loss: Callable[[], Tensor]) -> tuple[int, int]:
 
 
 def largest_crops(activations: int, parameters: int, options: Options) -> dict[str, int]:
-    """Side of the largest crop that fits into memories of so many gigabytes, images per step as they were measured.
+    """Side of the largest crop that fits into a memory of this many gigabytes, with the measured number of images.
 
-    Activations grow with the area. What PyTorch, cuDNN and the driver take besides is not counted.
+    Activations grow with the area. Other memory of PyTorch, cuDNN and the driver is not counted.
     """
     sides = {}
     for gigabytes in GIGABYTES:
@@ -102,7 +102,7 @@ def _memory_rows(depth: int, batch: int, options: Options) -> list[Row]:
         loss().backward()
         live, peak = activation_bytes(loss, options.device)
         parameters = sum(parameter.nbytes for parameter in model.parameters())
-        # On the CPU, what one dilated convolution takes while it runs makes the peak; other devices do not need it
+        # On the CPU the peak is the temporary memory of one dilated convolution, which other devices do not need
         crops = largest_crops(live if options.device == 'cpu' else peak, parameters, options)
         rows.append({'network': f'DeepLabV3-R{depth}', 'layer': variant.name, 'implementation': variant.saving,
                      'shape': 'x'.join(map(str, images.shape)), 'pass': 'training step', 'parameter_bytes': parameters,
@@ -124,7 +124,7 @@ def _memory_rows(depth: int, batch: int, options: Options) -> list[Row]:
 
 
 def memory(options: Options) -> list[Row]:
-    """Activation memory and time of training steps of DeepLabV3."""
+    """Measure activation memory and time of training steps of DeepLabV3."""
     torch.backends.cudnn.benchmark = True  # as in our configs
     return [row for depth in options.depths for batch in options.batches for row in _memory_rows(depth, batch, options)]
 
@@ -136,7 +136,7 @@ MEMORY_COLUMNS = {
 
 
 def draw_memory(rows: list[Row]) -> Figure:
-    """Bars of time and memory, with a line at the network with BN."""
+    """Draw time and memory as bars, relative to the network with BN."""
     return draw_bars(rows, {'vs_bn': 'time of a step / BN', 'live_vs_bn': 'bytes alive after the forward pass / BN',
                             'peak_vs_bn': 'bytes at the peak / BN'})
 

@@ -35,11 +35,11 @@ UPDATE_RATE = 0.007
 
 
 class Network(NamedTuple):
-    """A row of the network benchmark: one of our configs, and optionally another class in place of our ConvWS."""
+    """A row of the network benchmark: one of our configs, and optionally a class to use instead of our ConvWS."""
     name: str
     implementation: str
     config: str
-    conv: type[nn.Module] | None = None  # in the place of our ConvWS
+    conv: type[nn.Module] | None = None  # used instead of our ConvWS
     fuse_relu: bool = False
 
 
@@ -81,7 +81,7 @@ def random_batch(batch: int, options: Options) -> tuple[Tensor, list[SegDataSamp
 
 
 def training_step(model: nn.Module, name: str, images: Tensor, samples: list[SegDataSample], amp: bool):
-    """A function that returns the loss, and one that makes a whole step."""
+    """A function that returns the loss, and a function that runs a whole step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=UPDATE_RATE, momentum=0.9, weight_decay=1e-4)
 
     def loss() -> Tensor:
@@ -122,7 +122,7 @@ def _network_rows(depth: int, batch: int, options: Options) -> list[Row]:
 
 
 def networks(options: Options) -> list[Row]:
-    """Training steps of DeepLabV3: forward, loss, backward, SGD."""
+    """Measure training steps of DeepLabV3: forward, loss, backward, SGD."""
     torch.backends.cudnn.benchmark = True  # as in our configs
     return [row for depth in options.depths for batch in options.batches
             for row in _network_rows(depth, batch, options)]
@@ -134,7 +134,7 @@ NETWORK_COLUMNS = {
 
 
 def draw_networks(rows: list[Row]) -> Figure:
-    """Bars of time and memory, with a line at the network with BN."""
+    """Draw time and memory as bars, relative to the network with BN."""
     return draw_bars(rows, {'vs_bn': 'time of a step / BN', 'saved_vs_bn': 'bytes saved for backward / BN',
                              'peak_vs_bn': 'peak memory / BN'})
 

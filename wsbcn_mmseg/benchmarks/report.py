@@ -1,4 +1,4 @@
-"""Rows of benchmarks as tables, CSV files and plots, with the machine they were measured on."""
+"""Write benchmark results as tables, CSV files and plots, with a description of the machine."""
 import datetime
 import importlib
 import importlib.util
@@ -30,7 +30,7 @@ def _processor() -> str:
 
 
 def machine(options: Options) -> Row:
-    """On what, with what and when a row was measured."""
+    """Machine, versions and date of a measured row."""
     return {'device': options.device, 'memory_format': str(options.memory_format).removeprefix('torch.'),
             'cuda_graphs': options.cuda_graphs,
             'machine': _processor() if options.device == 'cpu' else torch.cuda.get_device_name(options.device),
@@ -38,7 +38,7 @@ def machine(options: Options) -> Row:
 
 
 def versions() -> Row:
-    """With what and when a row was made."""
+    """Versions and date of a row."""
     triton = importlib.util.find_spec('triton') and importlib.import_module('triton').__version__
     return {'torch': torch.__version__, 'triton': triton, 'mmcv': mmcv.__version__, 'mmseg': mmseg.__version__,
             'wsbcn_mmseg': wsbcn_mmseg.__version__, 'date': datetime.date.today().isoformat()}
@@ -53,7 +53,7 @@ def file_stem(benchmark: str, options: Options) -> str:
 
 
 def results_table(title: str, rows: list[Row], columns: dict[str, str]) -> Table:
-    """The rows for the terminal, a section per shape; of a layer's passes only both together."""
+    """The rows for the terminal, with a section per shape. For layers, only forward and backward together are shown."""
     rows = [row for row in rows if row.get('pass') not in ('forward', 'backward')]
     shown = {key: spec for key, spec in columns.items() if any(row.get(key) is not None for row in rows)}
     result = Table(title=title)
@@ -67,7 +67,7 @@ def results_table(title: str, rows: list[Row], columns: dict[str, str]) -> Table
 
 
 def write_results(benchmark: str, rows: list[Row], options: Options, folder: Path) -> tuple[Path, Path]:
-    """Write the rows, with the machine's columns, and their plot; return the paths of the CSV and the PNG file."""
+    """Write the rows, with columns for the machine, and their plot; return the paths of the CSV and PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'{file_stem(benchmark, options)}.csv'
     if BENCHMARKS[benchmark].computed:

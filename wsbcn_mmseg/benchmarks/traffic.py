@@ -1,7 +1,7 @@
-"""Bytes that BCN moves on a GPU, counted from the kernels' loads and stores, and the least time that they take.
+"""Memory traffic of BCN on a GPU, counted from the kernels' loads and stores, and the minimum time that it takes.
 
-The times are estimates: bytes over the bandwidth that the manufacturer publishes, without the host's time for launching
-kernels. PyTorch's norms are not counted; their accesses are those of their source, ``aten/src/ATen/native/cuda``.
+The times are estimates: bytes divided by the published bandwidth, without the host's time for launching kernels.
+PyTorch's norms are not counted; their accesses are taken from their source, ``aten/src/ATen/native/cuda``.
 """
 import importlib.util
 import json
@@ -27,18 +27,18 @@ from .measuring import Benchmark, Options, Row
 from .networks import Network, build_network, random_batch
 
 QUICK_SHAPES = ((64, 17), (256, 1))
-CROP, DEPTH = 513, 101  # of Table 11
+CROP, DEPTH = 513, 101  # for Table 11
 ALL = 'all norms of a step'
 ACCESSES = ('forward_read', 'forward_written', 'backward_read', 'backward_written')
 LIMIT = dict(zip(ACCESSES, (2, 1, 4, 1), strict=True))  # x twice, y; x and dy twice, dx
-SIZE = 4  # bytes of a value, float32
+SIZE = 4  # bytes per value, float32
 
 
 class Gpu(NamedTuple):
-    """What a manufacturer publishes of a GPU."""
+    """Published numbers of a GPU."""
     name: str
-    bandwidth: float  # of its memory, bytes per second
-    cache: float  # bytes of its L2 cache
+    bandwidth: float  # memory bandwidth, bytes per second
+    cache: float  # L2 cache, bytes
 
 
 GPUS = {'h100': Gpu('H100 SXM', 3.35e12, 50e6), 'rtx4090': Gpu('RTX 4090', 1.008e12, 72e6),
@@ -63,7 +63,7 @@ def count(activations: list[tuple[int, int, str]]) -> list[dict[str, float]]:
 
 
 def norms_of_a_step(options: Options) -> Counter:
-    """How many norms of DeepLabV3-R101 at crop 513 have inputs of which channels and side."""
+    """Number of norms of DeepLabV3-R101 at crop 513 by channels and side of their input."""
     found = Counter()
     model = build_network(Network('', '', 'bn'), DEPTH, options).eval()
     for module in model.modules():
@@ -75,8 +75,8 @@ def norms_of_a_step(options: Options) -> Counter:
 
 
 def estimates(values: float, accesses: dict[str, float]) -> Row:
-    """Milliseconds of a forward and backward pass over ``values`` values on each of :data:`GPUS`: all accesses by
-    memory; and those where the second read of what fits into half of the cache costs nothing."""
+    """Milliseconds of a forward and backward pass over ``values`` values on each of :data:`GPUS`: first with all
+    accesses from memory, then with second reads free if the data fit into half of the cache."""
     row, activation = {}, values * SIZE
     for key, gpu in GPUS.items():
         everything = sum(accesses.values()) * activation
@@ -87,7 +87,7 @@ def estimates(values: float, accesses: dict[str, float]) -> Row:
 
 
 def traffic(options: Options) -> list[Row]:
-    """Accesses per value of BCN, GroupNorm and BatchNorm, and estimated times on several GPUs, for one image.
+    """Accesses per value by BCN, GroupNorm and BatchNorm, and estimated times on several GPUs, for one image.
 
     Raises:
         UsageError: If Triton is not installed.
@@ -118,7 +118,7 @@ def _row(layer: str, memory_format: str, shape: str, number: int, values: int, a
 
 
 def _sum(rows: list[Row]) -> Row:
-    """Of all norms of the network, each shape as often as it occurs."""
+    """Sum over all norms of the network, with each shape as often as it occurs."""
     values = sum(row['norms'] * row['values'] for row in rows)
     total = {key: sum(row['norms'] * row['values'] * row[key] for row in rows) / max(values, 1)
              for key in (*ACCESSES, 'above_limit')}
@@ -132,7 +132,7 @@ TRAFFIC_COLUMNS = {'shape': '', 'layer': '', 'memory_format': '', 'norms': 'd', 
 
 
 def draw_traffic(rows: list[Row]) -> Figure:
-    """Estimated time of all norms of a step on each GPU."""
+    """Draw the estimated time of all norms of a step on each GPU."""
     rows = [row for row in rows if row['shape'] == ALL]
     figure = Figure(figsize=(4 * len(GPUS), 3.2), layout='constrained')
     for axes, (key, gpu) in zip(figure.subplots(1, len(GPUS), sharey=True), GPUS.items(), strict=True):

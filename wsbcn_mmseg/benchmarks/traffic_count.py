@@ -1,4 +1,4 @@
-"""Count the bytes that the Triton kernels load and store, in Triton's interpreter; :mod:`.traffic` runs this file.
+"""Count the bytes that the Triton kernels load and store in Triton's interpreter; :mod:`.traffic` runs this file.
 
 ``TRITON_INTERPRET=1 python -m wsbcn_mmseg.benchmarks.traffic_count BxCxHxW:contiguous ...`` prints one line of JSON for
 each activation: the values read and written per value of the activation, in the forward and in the backward pass.
@@ -21,8 +21,8 @@ FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channel
 
 @contextmanager
 def counting() -> Iterator[Counter]:
-    """Count bytes ``read`` and ``written`` by kernels in the interpreter, without those that are masked out. What
-    several lanes read at one address counts once per lane of the pointer, before it is broadcast."""
+    """Count bytes ``read`` and ``written`` by kernels in the interpreter, without masked ones. If several lanes read
+    one address, it counts once per lane of the pointer before broadcasting."""
     count = Counter()
 
     def counted(access, key):
@@ -41,7 +41,7 @@ def counting() -> Iterator[Counter]:
 
 
 def count_layer(shape: tuple[int, ...], memory_format: torch.memory_format) -> dict[str, float]:
-    """Values read and written per value of the input, by BCN in micro-batch mode, float32."""
+    """Values that BCN in micro-batch mode reads and writes per input value, in float32."""
     x = torch.randn(shape).contiguous(memory_format=memory_format).requires_grad_()
     layer, counts = BCN(shape[1], update_rate=0.007), {}
     with mock.patch.dict('os.environ', WSBCN_IMPL='triton'), counting() as count:

@@ -16,7 +16,7 @@ from .networks import Network, build_network, random_batch, training_step
 
 
 def _watched(run: Run, model: nn.Module, gradients: bool) -> Run:
-    """A training step at which :class:`~wsbcn_mmseg.hooks.NormStatisticsHook` samples."""
+    """A training step in which :class:`~wsbcn_mmseg.hooks.NormStatisticsHook` takes a sample."""
     hook = NormStatisticsHook(interval=1, gradients=gradients)
     runner = SimpleNamespace(model=model, iter=0, work_dir=tempfile.gettempdir(), train_loop=None,
                              visualizer=SimpleNamespace(add_scalars=lambda *_, **__: None))
@@ -34,7 +34,7 @@ def _watched(run: Run, model: nn.Module, gradients: bool) -> Run:
 
 
 def watching(options: Options) -> list[Row]:
-    """Training steps of DeepLabV3-R50 with BCN and WS: plain, and those at which the norms are watched."""
+    """Measure training steps of DeepLabV3-R50 with BCN and WS, with and without samples of the norms."""
     images, samples = random_batch(options.batches[0], options)
     model = build_network(Network('', '', 'bcn_ws_micro'), 50, options)
     _, run = training_step(model, 'auto', images, samples, options.amp)
@@ -54,7 +54,7 @@ WATCHING_COLUMNS = {'network': '', 'shape': '', 'implementation': '', 'ms': '.1f
 
 
 def draw_watching(rows: list[Row]) -> Figure:
-    """Bars of time, with a line at the plain step."""
+    """Draw times as bars, relative to the plain step."""
     return draw_bars(rows, {'vs_plain': 'time of a step / plain'})
 
 

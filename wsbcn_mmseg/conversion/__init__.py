@@ -1,4 +1,4 @@
-"""Networks rewritten: which convolution feeds which norm, and what is done with that knowledge."""
+"""Rewriting of networks, based on which convolution feeds which norm."""
 from .convert import convert_model, plan_conversion
 from .fold import fold
 from .fuse_relu import fuse_relu, unfuse_relu
@@ -9,7 +9,7 @@ __all__ = ['ConversionError', 'ConversionReport', 'convert_model', 'fold', 'fuse
 
 
 def __getattr__(name: str):
-    """What needs OpenMMLab is imported when it is asked for."""
+    """Import names that need OpenMMLab only when they are used."""
     if name == 'apply_bcn_ws':
         from .config import apply_bcn_ws
         return apply_bcn_ws

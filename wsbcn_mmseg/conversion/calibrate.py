@@ -73,7 +73,7 @@ def _has_estimates(layer: BCN) -> bool:
 
 @contextmanager
 def _without_channel_norm(model: nn.Module, moments: dict[BCN, list]) -> Iterator[None]:
-    """Evaluation mode, with every layer of ``moments`` replaced by its batch normalization, which notes its groups."""
+    """Evaluation mode in which each layer of ``moments`` runs only its batch normalization and records its groups."""
     flags = [(module, module.training) for module in model.modules()]
     for module, _ in flags:  # set by hand: train() and eval() of OpenMMLab's backbones do more
         module.training = False

@@ -13,7 +13,7 @@ from .selection import matches, patterns
 NORMS = ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'GN', 'BatchNorm1d', 'BatchNorm2d', 'BatchNorm3d', 'SyncBatchNorm',
          'GroupNorm')
 PLAIN_CONVS = (None, 'Conv', 'Conv1d', 'Conv2d', 'Conv3d')
-KEPT_SETTINGS = ('eps', 'requires_grad', 'num_groups')  # of a norm, where its successor knows them
+KEPT_SETTINGS = ('eps', 'requires_grad', 'num_groups')  # settings that a new norm keeps if it has them
 
 
 def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, include: str | Iterable[str] = (),
@@ -73,11 +73,11 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
     changes = rewrite.changes
     if cfg is not model:
         if not include and not exclude and not preserve and 'norm_cfg' in cfg:
-            cfg['norm_cfg'] = rewrite.norm(cfg['norm_cfg'])  # what the model's were made of
+            cfg['norm_cfg'] = rewrite.norm(cfg['norm_cfg'])  # the model's norm_cfg refer to it
         changes += _add_imports_and_hooks(cfg, norm_cfg, ws)
     conversion = dict(type=model['type'], norm=norm_cfg or None, ws=ws, include=include, exclude=exclude)
     if preserve:
-        conversion.update(preserve=True, checkpoint=cfg.get('load_from'))  # which fits the unconverted network
+        conversion.update(preserve=True, checkpoint=cfg.get('load_from'))  # it fits the unconverted network
         if conversion['checkpoint']:
             cfg['load_from'] = None
     changes.append(f'model.type: {model["type"]} -> ConvertedModel (converts what is left, after building)')
@@ -90,7 +90,7 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
 
 
 def _parts(model: dict) -> Iterator[tuple[str, dict]]:
-    """Backbone, neck, heads, by the names of the modules that they become."""
+    """Backbone, neck and heads, with the names of their modules in the model."""
     for name, value in model.items():
         for index, part in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if isinstance(part, dict) and name not in ('data_preprocessor', 'train_cfg', 'test_cfg', 'init_cfg'):
@@ -98,19 +98,19 @@ def _parts(model: dict) -> Iterator[tuple[str, dict]]:
 
 
 def _decided(part: str, include: list[str], exclude: list[str]) -> bool:
-    """Whether all layers of a part are to be converted, which its dict can say."""
+    """Whether all layers of a part are converted, so that its dict can be changed."""
     inside = [pattern for pattern in include + exclude if pattern.startswith(f'{part}.') or set(pattern) & set('*?[')]
     return not inside and (not include or matches(part, include)) and not matches(part, exclude)
 
 
 class _Rewrite:
-    """Rewrites dicts, and keeps account."""
+    """Rewrites dicts and records the changes."""
 
     def __init__(self, norm_cfg: dict, ws: bool, scope: str | None):
         self.norm_cfg, self.ws, self.scope, self.changes = norm_cfg, ws, scope, []
 
     def part(self, part: dict, path: str) -> None:
-        """All norms within ``part``, and the ``conv_cfg`` of each dict that has one."""
+        """Rewrite all norms in ``part``, and the ``conv_cfg`` of each dict with a norm."""
         for name, value in list(part.items()):
             if _is_norm(value):
                 self._set_conv(part, path, value)
@@ -125,7 +125,7 @@ class _Rewrite:
                         self.part(item, f'{path}.{name}.{index}')
 
     def norm(self, old: dict) -> dict:
-        """The new norm; settings of the old one that it shares are kept."""
+        """The new norm, with the settings of the old one that both have."""
         if not _is_norm(old) or not self.norm_cfg:
             return old
         known = KEPT_SETTINGS if self.norm_cfg['type'] in ('BCN', 'GN') else KEPT_SETTINGS[:2]
@@ -134,7 +134,7 @@ class _Rewrite:
 
     def _set_conv(self, part: dict, path: str, norm: dict) -> None:
         conv = (part.get('conv_cfg') or {}).get('type')
-        deformable = part.get('dcn') or part.get('dcn_cfg')  # such parts insist on conv_cfg=None; left to convert_model
+        deformable = part.get('dcn') or part.get('dcn_cfg')  # needs conv_cfg=None; convert_model converts it
         if (not self.ws or 'type' not in part or deformable or _name(conv) not in PLAIN_CONVS
                 or not self._takes_conv_cfg(part)):
             return
@@ -195,7 +195,7 @@ def _wanted_hooks(optim_wrapper: dict, norm_cfg: dict, ws: bool) -> Iterator[dic
 
 
 def _hook_name(hook) -> str:
-    """Class name of a hook that is given by its config, with its type as a name or class, or by itself."""
+    """Class name of a hook, given as an object or as a config with a name or class as type."""
     kind = hook.get('type') if isinstance(hook, dict) else type(hook)
     return str(_name(kind)).rpartition('.')[2]  # without the scope
 
@@ -210,7 +210,7 @@ def _warn_of_weights(cfg: dict, model: dict) -> None:
 
 
 def _weights(node) -> Iterator[str]:
-    """Checkpoints that a model's config names."""
+    """Checkpoints in the config of a model."""
     if isinstance(node, dict):
         for name, value in node.items():
             if name in ('pretrained', 'checkpoint') and isinstance(value, str):

@@ -21,9 +21,9 @@ from .report import ConversionError, ConversionReport, count, quoted
 from .selection import ASKED_FOR, THEIR_NORM_IS_KEPT, Selection, is_lazy
 from .trial_run import TrialRun
 
-MIN_VALUES = 16  # of a group of one image, for statistics that say something
-PAPER_VALUES = 8  # the fewest in the paper's networks: 256 channels in 32 groups after global pooling (DeepLabV3)
-PRESERVING_WIDTH = 16  # channels per group at least, by which pretrained networks keep more of their function
+MIN_VALUES = 16  # values per group and image, for meaningful statistics
+PAPER_VALUES = 8  # the minimum in the paper's networks: 256 channels in 32 groups after global pooling (DeepLabV3)
+PRESERVING_WIDTH = 16  # minimum of channels per group with which pretrained networks keep more of their function
 
 
 def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None = None,
@@ -127,7 +127,7 @@ def _check(model: nn.Module) -> None:
 
 
 def norm_config(norm: str | dict | type | None) -> dict:
-    """The config of a norm that is given by its name, class or config; empty for none."""
+    """The config of a norm that is given by name, class or config; empty for None."""
     if isinstance(norm, dict) and 'type' not in norm:
         raise ValueError(f'the config of a norm needs a type, got {norm}')
     return dict(norm or {}) if isinstance(norm, dict) or norm is None else dict(type=norm)
@@ -137,7 +137,7 @@ class Conversion:
     """One conversion; arguments of :func:`convert_model`.
 
     Args:
-        undo: Make plain convolutions of those ConvWS that ran and that no norm follows.
+        undo: Turn each ConvWS that ran but feeds no norm into a plain convolution.
     """
 
     def __init__(self, model, norm='BCN', ws=True, include=(), exclude=(), preserve=False, instance_norm=False,
@@ -182,7 +182,7 @@ class Conversion:
                 check_result(trial, self.selection, before)
         except Exception as error:
             self.snapshot.restore()
-            if isinstance(error, ValueError) and not isinstance(error, ConversionError):  # of constructors
+            if isinstance(error, ValueError) and not isinstance(error, ConversionError):  # raised by constructors
                 raise ConversionError(str(error)) from error
             raise
         if self.preserve and trial is not None:
@@ -190,7 +190,7 @@ class Conversion:
         return self.report
 
     def _first_run(self, example_inputs) -> tuple[TrialRun | None, Dataflow]:
-        """See how the network runs; without a convolution to standardize it need not."""
+        """Run the network to find its dataflow. If there is no convolution to standardize, it need not run."""
         selection = self.selection
         convs = selection.convs if self.ws or self.undo else []
         nothing = Dataflow(targets={conv: set() for conv in convs}, calls=dict.fromkeys(convs, 1))
@@ -230,7 +230,7 @@ class Conversion:
         self._check_that_something_is_converted()
 
     def _convert_norm(self, old: nn.Module, flow: Dataflow) -> bool:
-        """Whether convolutions before this norm are standardized: it is replaced, or is what is wanted."""
+        """Replace a norm, and return whether to standardize the convolutions before it."""
         name, dim = self.selection.name(old), flow.dims.get(old) or self._usual_dim(old)
         reason = self.selection.reason_to_keep_norm(old, flow, dim)
         if reason is None and self.norm_class is None:
@@ -238,11 +238,11 @@ class Conversion:
         if reason is None:
             new = build_norm(self.norm_class, self.cfg, old, dim)
             if self._is_wanted(old, new):
-                if self.undo and isinstance(old, BCN) and self._values(old, flow) < PAPER_VALUES:  # a config made it
+                if self.undo and isinstance(old, BCN) and self._values(old, flow) < PAPER_VALUES:  # built by a config
                     self._replace(old, self._regrouped(old, old, flow) or old, name)
                 return True
             if self.preserve and isinstance(old, BCN):
-                self.report.kept[name] = 'it is a BCN already, whose function another one cannot preserve'
+                self.report.kept[name] = 'it is a BCN already, and a new one cannot preserve its function'
                 return True
             built, new = new, self._regrouped(new, old, flow)
             if new is not None:
@@ -257,7 +257,7 @@ class Conversion:
         return False
 
     def _is_wanted(self, old: nn.Module, new: nn.Module) -> bool:
-        """Whether a norm is what would replace it, as far as the caller said what that is."""
+        """Whether a norm already equals its replacement in class and in the settings that the caller gave."""
         said = {{'min_channels_per_group': 'num_groups'}.get(name, name) for name in self.cfg if name != 'type'}
         said = {name for name in said if hasattr(new, name)}
         said |= {'num_groups'} if self.norm_class is nn.LayerNorm else set()
@@ -276,7 +276,7 @@ class Conversion:
             self.report.min_channels_per_group = self.cfg.get('min_channels_per_group', 2)
 
     def _values(self, norm: nn.Module, flow: Dataflow) -> float:
-        """Values of a group of one image that BCN would have in the place of ``norm``; many where it did not run."""
+        """Values per group and image if BCN replaced ``norm``; infinite if ``norm`` did not run."""
         if norm not in flow.positions:
             return math.inf
         channels, width = channels_of(norm), self.cfg.get('min_channels_per_group', 2)
@@ -284,7 +284,7 @@ class Conversion:
         return channels // groups * flow.positions[norm]
 
     def _regrouped(self, new: nn.Module, old: nn.Module, flow: Dataflow) -> nn.Module | None:
-        """``new`` with so many groups that each has enough values; None where one group has too few.
+        """``new`` with as many groups as have enough values; None if even one group has too few.
 
         An explicit number of groups is kept, unless groups have a single value, which normalizes to a constant.
         """
@@ -310,7 +310,7 @@ class Conversion:
         return build_norm(regroupable_class(new), settings | dict(num_groups=groups), old)
 
     def _usual_dim(self, norm: nn.Module) -> int:
-        """Dimensions of a norm's input where it was not seen to run."""
+        """Number of dimensions of the input of a norm that did not run."""
         kinds = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
         by_kind = next((dim for kind, dim in kinds.items() if isinstance(norm, kind)), None)
         return by_kind or next((conv.weight.dim() for conv in self.selection.convs), 4)

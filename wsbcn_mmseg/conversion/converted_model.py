@@ -1,4 +1,4 @@
-"""A model that is converted as soon as it is built: before optimizers and wrappers for several GPUs see it."""
+"""A model that is converted right after it is built, before optimizers and wrappers for several GPUs are created."""
 import copy
 from collections import Counter
 from functools import partial

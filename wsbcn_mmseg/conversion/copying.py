@@ -6,8 +6,8 @@ from torch.utils._pytree import tree_leaves
 
 
 def copy_network(model: nn.Module) -> nn.Module:
-    """A deep copy. Tensors with a graph that modules hold, which hooks and caches leave behind and which refuse to be
-    copied, are copied without it."""
+    """A deep copy. Hooks and caches may leave tensors with a graph in modules, which cannot be deep-copied; they are
+    copied without their graph."""
     own = ('_parameters', '_buffers', '_modules')
     computed = {id(value): value.detach().clone() for module in model.modules()
                 for value in tree_leaves([held for name, held in vars(module).items() if name not in own])

@@ -1,4 +1,4 @@
-"""Which convolution feeds which norm: found by running a network once, not by guessing names."""
+"""Find which convolution feeds which norm by running a network once."""
 import gc
 import math
 from collections.abc import Callable, Iterable
@@ -13,15 +13,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 @dataclass
 class Dataflow:
-    """What one run of a network showed.
+    """The dataflow that was observed in one run of a network.
 
     Attributes:
-        sources: For each norm that ran, one entry per call: the convolution whose output it got unchanged, or None
-            where its input came from anything else.
+        sources: For each norm that ran, one entry per call: the convolution whose output it got unchanged, or None if
+            its input came from anything else.
         targets: For each convolution, the norms that got its output unchanged.
-        read_elsewhere: Convolutions whose output something other than a norm reads too (an addition, a concatenation,
-            an operation in place, the caller of the network); convolutions and norms whose parameters or buffers
-            anything else reads.
+        read_elsewhere: Convolutions whose output is also read by something other than a norm (an addition, a
+            concatenation, an operation in place, the caller of the network), and convolutions and norms whose
+            parameters or buffers are read by anything else.
         calls: How often each observed layer ran.
         positions: For each norm that ran, the fewest positions (pixels) of its inputs.
         dims: For each norm that ran, the number of dimensions of its input.
@@ -34,13 +34,13 @@ class Dataflow:
     dims: dict[nn.Module, int] = field(default_factory=dict)
 
     def sole_source(self, norm: nn.Module) -> nn.Module | None:
-        """The convolution that feeds ``norm`` at every call and feeds nothing else; None if there is no such."""
+        """The convolution that feeds ``norm`` at every call and feeds nothing else; None if there is none."""
         sources = set(self.sources.get(norm, []))
         conv = sources.pop() if len(sources) == 1 else None
         return conv if conv is not None and self.targets[conv] == {norm} and conv not in self.read_elsewhere else None
 
     def merge(self, other: 'Dataflow') -> None:
-        """Add what another run showed."""
+        """Add the observations of another run."""
         for norm, sources in other.sources.items():
             self.sources.setdefault(norm, []).extend(sources)
             self.positions[norm] = min(self.positions.get(norm, other.positions[norm]), other.positions[norm])
@@ -53,7 +53,7 @@ class Dataflow:
 
 
 def storage_of(tensor: Tensor | None) -> int:
-    """What tensors that share their values have in common."""
+    """A key that is equal for tensors with the same values in memory."""
     if tensor is None or tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.data_ptr()
@@ -64,7 +64,7 @@ def _version(tensor: Tensor) -> int:
 
 
 class _Readers(TorchDispatchMode):
-    """Reports every tensor that any operation reads."""
+    """Reports every tensor that an operation reads."""
 
     def __init__(self, report: Callable[[Tensor], None]):
         super().__init__()
@@ -82,8 +82,8 @@ class _Recorder:
 
     def __init__(self, convs: list[nn.Module], norms: list[nn.Module]):
         self.flow = Dataflow()
-        self.outputs = WeakTensorKeyDictionary()  # output of a convolution: the convolution, and its version then
-        self.inside: list[tuple[nn.Module, Tensor | None]] = []  # layers that run now, and the inputs of norms
+        self.outputs = WeakTensorKeyDictionary()  # output of a convolution: the convolution, and the output's version
+        self.inside: list[tuple[nn.Module, Tensor | None]] = []  # running layers, and the inputs of norms
         self.holders: dict[int, set[nn.Module]] = {}
         for layer in (*convs, *norms):
             for tensor in (*layer.parameters(), *layer.buffers()):
@@ -94,7 +94,7 @@ class _Recorder:
                              conv.register_forward_hook(self.after_conv)]
         for norm in norms:
             self.handles += [norm.register_forward_pre_hook(self.before_norm, with_kwargs=True),
-                             norm.register_forward_hook(self.after_norm, prepend=True)]  # theirs read after it
+                             norm.register_forward_hook(self.after_norm, prepend=True)]  # hooks of others read later
 
     def before_conv(self, conv: nn.Module, *_) -> None:
         self.inside.append((conv, None))
@@ -109,7 +109,7 @@ class _Recorder:
     def before_norm(self, norm: nn.Module, args: tuple, kwargs: dict) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         conv, version = self.outputs.get(x, (None, None))
-        conv = conv if version == _version(x) else None  # an operation in place came between
+        conv = conv if version == _version(x) else None  # changed in place since
         self.flow.sources.setdefault(norm, []).append(conv)
         self.flow.calls[norm] = self.flow.calls.get(norm, 0) + 1
         self.flow.dims[norm], positions = x.dim(), math.prod(x.shape[2:])
@@ -122,7 +122,7 @@ class _Recorder:
         self.inside.pop()
 
     def is_output(self, tensor: Tensor) -> bool:
-        """Whether a convolution has returned it, and nothing has changed it in place since."""
+        """Whether the tensor is the output of a convolution and was not changed in place since."""
         return tensor in self.outputs and self.outputs[tensor][1] == _version(tensor)
 
     def read(self, tensor: Tensor) -> None:
@@ -138,15 +138,15 @@ class _Recorder:
 
 
 def record_dataflow(run: Callable[[], object], convs: Iterable[nn.Module], norms: Iterable[nn.Module]) -> Dataflow:
-    """Run ``run`` once, without gradients, and see which of ``convs`` feed which of ``norms``.
+    """Call ``run`` once, without gradients, and record which of ``convs`` feed which of ``norms``.
 
     Args:
-        run: Calls the network, in whatever mode it is, and returns what the network returns.
+        run: Calls the network in its current mode and returns its result.
         convs: Modules with one output tensor.
         norms: Modules whose first input is the tensor that they normalize.
 
     Returns:
-        What was seen. Modules that did not run are in none of its dictionaries.
+        The dataflow. Modules that did not run are in none of its dictionaries.
     """
     recorder = _Recorder(list(convs), list(norms))
     try:
@@ -154,7 +154,7 @@ def record_dataflow(run: Callable[[], object], convs: Iterable[nn.Module], norms
             result = run()
     finally:
         recorder.finish()
-    if len(recorder.outputs):  # what the caller holds, in objects of whatever kind
+    if len(recorder.outputs):  # outputs that are left are held by the result
         gc.collect()
     recorder.flow.read_elsewhere.update(
         conv for tensor, (conv, _) in recorder.outputs.items() if recorder.is_output(tensor))

@@ -1,4 +1,4 @@
-"""A trained network as an ordinary one: at test time Weight Standardization and the batch part of BCN are constants."""
+"""Fold a trained network into stock layers: at test time, WS and the batch part of BCN are constants."""
 import copy
 import sys
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ from .selection import is_lazy
 from .trial_run import TrialRun
 
 _PLAIN_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-TOLERANCE, HALF_TOLERANCE = 2e-3, 5e-2  # of the largest output; rounding was seen to reach 2e-4 in float32
+TOLERANCE, HALF_TOLERANCE = 2e-3, 5e-2  # relative to the largest output; float32 rounding reached 2e-4
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 def _plain_convs() -> Iterator[type]:
-    """Convolutions that do nothing with kernel and bias but convolve."""
+    """Convolution classes that only convolve with kernel and bias."""
     names = ('Conv1d', 'Conv2d', 'Conv3d', 'ConvTranspose1d', 'ConvTranspose2d', 'ConvTranspose3d')
-    mmcv = sys.modules.get('mmcv.cnn.bricks.wrappers')  # differ for empty batches in old releases of torch only
+    mmcv = sys.modules.get('mmcv.cnn.bricks.wrappers')  # differ only for empty batches in old releases of torch
     return (getattr(package, name) for package in (nn, mmcv) for name in names if hasattr(package, name))
 
 
@@ -80,7 +80,7 @@ def fold(model: nn.Module, example_inputs: Tensor | tuple | None = None) -> nn.M
     _check_layers(model)
     folded = copy_network(model)
     unfuse_relu(folded)
-    folded.eval()  # which returns None for some OpenMMLab networks
+    folded.eval()  # eval() returns None for some OpenMMLab networks
     for module in folded.modules():
         if _is_ours(module) and not isinstance(module, (BCN, ReparametrizedConv)):
             module.__class__ = _stock_class(module)
@@ -106,14 +106,14 @@ def _check_layers(model: nn.Module) -> None:
         raise ValueError(f'expected an nn.Module, got {type(model).__name__}')
     for name, module in model.named_modules():
         if is_lazy(module):
-            raise ValueError(f'{name or "the model"} does not know its shapes before it has run; run the network once, '
-                             'then fold it')
+            raise ValueError(f'{name or "the model"} is lazy: its shapes are not known before it has run; run the '
+                             'network once, then fold it')
         if isinstance(module, BCN) and getattr(module.bn, 'running_mean', None) is None:
             raise ValueError(f'{name or "the model"} has no running estimates: its statistics depend on the batch and '
                              'cannot be folded')
         if _is_ours(module) and not _is_known(module):
-            raise ValueError(f'the network cannot be folded: there is no stock layer that computes what '
-                             f'{type(module).__name__} does ({name or "the model"})')
+            raise ValueError('the network cannot be folded: there is no stock layer that computes the same as '
+                             f'{type(module).__name__} ({name or "the model"})')
 
 
 def _fold_layers(standardized: set, norms: list, sources: dict, dims: dict) -> None:
@@ -132,41 +132,41 @@ def _fold_layers(standardized: set, norms: list, sources: dict, dims: dict) -> N
 
 
 def _check_outputs(expected: list[Tensor], actual: list[Tensor]) -> None:
-    """What the folded network returns is what the original did, to rounding."""
+    """Raise an error unless the folded network returns the same as the original, up to rounding."""
     for before, after in zip(expected, actual, strict=True):
         largest = float(before.abs().max()) if before.numel() else 0.
         tolerance = (TOLERANCE if before.dtype.itemsize >= 4 else HALF_TOLERANCE) * largest
         if before.isfinite().all() and (before - after).abs().amax() > tolerance > 0:
-            raise ValueError('the folded network does not compute what the original does: the output on the example '
-                             f'differs by {float((before - after).abs().max()) / largest:.1e} of its largest value; is '
-                             'a raw kernel or a norm read by other code than its layer?')
+            raise ValueError('the folded network does not compute the same as the original: the output on the example '
+                             f'differs by {float((before - after).abs().max()) / largest:.1e} of its largest value; '
+                             'does other code read a raw kernel or a norm?')
 
 
-# Which layers there are stock layers for
+# Classes of stock layers
 
 def _is_ours(module: nn.Module) -> bool:
-    """Whether a layer is one of this package's, or derived from one."""
+    """Whether a layer's class is from this package or derived from one."""
     return any(base.__module__.startswith(f'{layers.__name__}.') for base in type(module).__mro__)
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether :func:`fold` knows a stock layer that computes what a layer of this package does."""
+    """Whether :func:`fold` has a stock layer that computes the same as a layer of this package."""
     if isinstance(module, BCN):
         return behaves_as_family(module)
     return isinstance(module, (ReparametrizedConv, ReLUUnlessFused)) or _stock_class(module) is not None
 
 
 def _stock_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class of PyTorch's from which a layer inherits all that it computes and holds, if there is one."""
+    """The PyTorch class from which a layer inherits its whole behavior, or None."""
     stock = next(base for base in type(module).__mro__ if base.__module__.startswith('torch.nn.'))
     same = type(module).forward is stock.forward and type(module).__call__ is stock.__call__
     return stock if same and 'forward' not in vars(module) and stock is not nn.Module else None
 
 
-# Which convolution feeds which norm
+# Dataflow from convolutions to norms
 
 def _sources(trial: TrialRun, convs: set, norms: list) -> tuple[dict, dict]:
-    """The convolution that feeds each norm and nothing else; and the number of dimensions of each norm's input."""
+    """For each norm, the convolution that feeds only it, and the number of dimensions of its input."""
     first = next((module for module in trial.model.modules() if isinstance(module, _ConvNd)), None)
     dims = dict.fromkeys(norms, 4 if first is None else first.weight.dim())
 
@@ -176,7 +176,7 @@ def _sources(trial: TrialRun, convs: set, norms: list) -> tuple[dict, dict]:
     hooks = [norm.register_forward_hook(note) for norm in norms]
     try:
         flow = trial.run(list(convs), norms)
-    except ValueError:  # it runs on nothing that could be made up for it
+    except ValueError:  # the network does not run on random images
         if trial.example_inputs is not None:
             raise
         flow, trial.attempts = Dataflow(), []
@@ -185,14 +185,14 @@ def _sources(trial: TrialRun, convs: set, norms: list) -> tuple[dict, dict]:
             hook.remove()
     sources = {norm: flow.sole_source(norm) for norm in flow.sources}
     return {norm: conv for norm, conv in sources.items() if conv is not None and not (
-        conv._forward_hooks or norm._forward_pre_hooks or norm._forward_hooks)}, dims  # hooks see what lies between
+        conv._forward_hooks or norm._forward_pre_hooks or norm._forward_hooks)}, dims  # hooks read what is in between
 
 
-# What becomes of the modules, in place: so every reference to them, in whatever list or closure, holds
+# Changes of modules, in place, so that all references to them stay valid
 
 def _settle(conv: ReparametrizedConv) -> None:
-    """Make the raw kernel an ordinary parameter where a parametrization or a hook computes it."""
-    if nn.utils.parametrize.is_parametrized(conv):  # by hand: PyTorch's way changes the class, which copies share
+    """Make the raw kernel an ordinary parameter if a parametrization or a hook computes it."""
+    if nn.utils.parametrize.is_parametrized(conv):  # PyTorch's function changes the class, which copies share
         values = {name: getattr(conv, name).detach() for name in conv.parametrizations}
         conv.__class__ = type(conv).__bases__[0]
         del conv._modules['parametrizations']
@@ -206,12 +206,12 @@ def _settle(conv: ReparametrizedConv) -> None:
         elif isinstance(hook, SpectralNorm):
             nn.utils.remove_spectral_norm(conv, hook.name)
     if 'weight' not in conv._parameters:
-        raise ValueError('a hook computes the kernel of a convolution in a way that fold does not know; make it a '
-                         'parameter before, as torch.nn.utils.prune.remove does')
+        raise ValueError('a hook computes the kernel of a convolution in a way that fold does not support; make it a '
+                         'parameter first, as torch.nn.utils.prune.remove does')
 
 
 def _bake(conv: ReparametrizedConv) -> None:
-    """Make a convolution of ours the plain one of its effective kernel."""
+    """Turn a reparametrized convolution into a plain one with its effective kernel."""
     double = copy.deepcopy(conv).to('cpu', torch.float64)
     kernel = double.standardized_weight() if hasattr(double, 'standardized_weight') else double.effective_weight()
     weight, bias = _parameter(kernel, conv.weight), conv.bias
@@ -225,7 +225,8 @@ def _bake(conv: ReparametrizedConv) -> None:
 
 
 def _scale_output(conv: _ConvNd, scale: Tensor, shift: Tensor) -> None:
-    """Fold ``scale * y + shift`` of the output y into kernel and bias; both of shape (out_channels,), float64."""
+    """Merge ``scale * y + shift``, where y is the output, into kernel and bias. ``scale`` and ``shift`` are float64 of
+    shape (out_channels,)."""
     kernel, pixels = _double(conv.weight), [1] * (conv.weight.dim() - 2)
     if conv.transposed:  # its kernel has shape (in_channels, out_channels / groups, *)
         kernel = (kernel.unflatten(0, (conv.groups, -1)) * scale.view(conv.groups, 1, -1, *pixels)).flatten(0, 1)
@@ -238,7 +239,7 @@ def _scale_output(conv: _ConvNd, scale: Tensor, shift: Tensor) -> None:
 
 
 def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel that a BatchNorm is in evaluation, in float64."""
+    """The scale and shift per channel by which a BatchNorm acts in evaluation mode, in float64."""
     scale = torch.rsqrt(_double(norm.running_var) + norm.eps)
     scale = scale if norm.weight is None else scale * _double(norm.weight)
     shift = -scale * _double(norm.running_mean)
@@ -246,7 +247,7 @@ def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def _group_norm(norm: BCN) -> nn.GroupNorm:
-    """The channel normalization of BCN: one weight per group there, one per channel here."""
+    """The channel normalization of BCN as a GroupNorm; the weight of each group is repeated for its channels."""
     plain = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
     for name in ('weight', 'bias'):
         value = getattr(norm, name)
@@ -256,7 +257,7 @@ def _group_norm(norm: BCN) -> nn.GroupNorm:
 
 
 def _batch_norm(norm: _BatchNorm, dim: int) -> _BatchNorm:
-    """The same in the class for inputs of ``dim`` dimensions."""
+    """The same BatchNorm in the class for inputs of ``dim`` dimensions."""
     plain = _BATCH_NORMS[dim](len(norm.running_mean), norm.eps, getattr(norm, 'momentum', None))
     if isinstance(norm, _BatchNorm):
         plain._parameters, plain._buffers = norm._parameters, norm._buffers
@@ -279,5 +280,5 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
-    """``value`` as a parameter of the device, type and memory format of ``like``."""
+    """``value`` as a parameter with the device, dtype and memory format of ``like``."""
     return nn.Parameter(torch.empty_like(like, requires_grad=False).copy_(value), like.requires_grad)

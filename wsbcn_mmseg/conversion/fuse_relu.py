@@ -1,4 +1,4 @@
-"""BCN layers that apply the ReLU that follows them."""
+"""Fuse BCN layers with the ReLU that follows them."""
 from torch import Tensor, nn
 
 from wsbcn_mmseg.layers import BCN

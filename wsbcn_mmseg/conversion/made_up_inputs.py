@@ -1,4 +1,4 @@
-"""Random images, with labels where OpenMMLab's models need them, for networks that are given no example."""
+"""Random inputs for networks without an example, including the labels that OpenMMLab's models need."""
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-SIDES = (64, 224, 32, 28, 128, 299, 16, 8, 256, 512)  # the first that a network takes is used
+SIDES = (64, 224, 32, 28, 128, 299, 16, 8, 256, 512)  # the first size that the network accepts is used
 CLIP = 8  # frames
 PROJECTS = ('mmseg', 'mmdet', 'mmpretrain', 'mmaction', 'mmengine')
 
@@ -16,9 +16,9 @@ def made_up_calls(model: nn.Module, training: bool, sides: tuple[int, ...] = SID
     """Calls of ``model`` on one random image (two in training), one call per image size and number of channels.
 
     Args:
-        model: Any network; OpenMMLab's models run their losses in training, on made-up labels.
+        model: Any network. In training, OpenMMLab's models also compute their losses on made-up labels.
         training: Whether the network is in training mode.
-        sides: Of the images, in pixels.
+        sides: Sides of the images, in pixels.
     """
     for images in _images(model, 2 if training else 1, sides):
         if project_of(model) is None:
@@ -30,7 +30,7 @@ def made_up_calls(model: nn.Module, training: bool, sides: tuple[int, ...] = SID
 
 
 def project_of(model: nn.Module) -> str | None:
-    """Which of OpenMMLab's projects a model is of: a segmentor, detector, ... with their ``forward(mode=...)``."""
+    """The OpenMMLab project of a model with ``forward(mode=...)``, such as a segmentor or detector."""
     packages = [(base.__module__.split('.')[0], base.__name__) for base in type(model).__mro__]
     if ('mmengine', 'BaseModel') not in packages:
         return None
@@ -38,8 +38,9 @@ def project_of(model: nn.Module) -> str | None:
 
 
 def _images(model: nn.Module, batch_size: int, sides: tuple[int, ...]) -> Iterator[Tensor]:
-    """Random images of shape (N, C, *), C as the first convolution says or 3; rows of shape (N, features) where the
-    first layer is linear; clips of MMAction2 are of shape (N, T, C, H, W) or (N, 1, C, T, H, W)."""
+    """Random images of shape (N, C, *), where C is the number of input channels of the first convolution, or 3. Rows of
+    shape (N, features) if the first layer is linear. Clips for MMAction2 have shape (N, T, C, H, W) or
+    (N, 1, C, T, H, W)."""
     first = next((module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))), None)
     if first is None:
         return
@@ -51,10 +52,10 @@ def _images(model: nn.Module, batch_size: int, sides: tuple[int, ...]) -> Iterat
     mean, crop_size = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'size', None)
     likely = (channels, 3) if project is None else (3, channels)
     if mean is not None:
-        likely = (mean.numel(), *likely) if mean.numel() > 1 else (channels, 3)  # one mean goes with any channels
+        likely = (mean.numel(), *likely) if mean.numel() > 1 else (channels, 3)  # one mean fits any number of channels
     dimensions = first.weight.dim() - 2 if isinstance(first, _ConvNd) else 2
     sizes = [(side, side) for side in sides]
-    if crop_size is not None:  # some transformers accept no other size
+    if crop_size is not None:  # the only size that some transformers accept
         sizes.insert(1, tuple(crop_size))
     for size, channels in itertools.product(sizes, dict.fromkeys(likely)):
         shape = [channels, *[CLIP] * (dimensions == 3), *size[:dimensions]]

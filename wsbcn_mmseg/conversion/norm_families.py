@@ -1,4 +1,4 @@
-"""The families of norms: which layers conversion understands, and how each new norm is built."""
+"""Families of norms: which layers can be converted, and how new norms are built."""
 import copy
 import difflib
 import inspect
@@ -16,26 +16,26 @@ from wsbcn_mmseg.layers.bcn import default_num_groups
 
 STOCK_NORMS = {'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm, 'GN': nn.GroupNorm, 'IN': nn.InstanceNorm2d,
                'LN': nn.LayerNorm}
-# By the number of dimensions of the input
+# Keys are the number of dimensions of the input
 BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
-# Of torchvision, Detectron2, DETR, timm, ...: classes of these names, with buffers only
+# Class names in torchvision, Detectron2, DETR, timm, ...; these classes have buffers only
 FROZEN_BATCH_NORMS = {'FrozenBatchNorm2d', 'FrozenBatchNormAct2d'}
 DEFAULT_EPS = 1e-5
-CHILDREN = ('drop', 'act')  # what timm's norms apply after normalizing, in this order
+CHILDREN = ('drop', 'act')  # applied by timm's norms after normalizing, in this order
 
 
 def find_norm(norm: str | type) -> type[nn.Module]:
-    """The class of a norm that is given by its name or class.
+    """The class of a norm that is given by name or class.
 
     Raises:
-        ValueError: If there is none of that name, or it cannot take the place of a norm.
+        ValueError: If there is no norm of that name, or the class cannot replace a norm.
     """
     if not isinstance(norm, (str, type)) or not norm:
         raise ValueError(f'a norm is given by its name, class or config with a type, got {norm!r}')
     norm_class = norm if isinstance(norm, type) else STOCK_NORMS.get(norm) or getattr(layers, norm, None)
-    norm_class = norm_class if isinstance(norm_class, type) else None  # a module of the package has such a name
-    if norm_class is None and 'mmengine' in sys.modules:  # without it, nothing is registered
+    norm_class = norm_class if isinstance(norm_class, type) else None  # a module of the package may have this name
+    if norm_class is None and 'mmengine' in sys.modules:  # without OpenMMLab, nothing is registered
         from mmengine.registry import MODELS
         with MODELS.switch_scope_and_registry(None) as registry:
             norm_class = registry.get(norm)
@@ -44,7 +44,7 @@ def find_norm(norm: str | type) -> type[nn.Module]:
         raise ValueError(f'no norm is registered as {norm!r}; BCN, GN, BN and SyncBN are'
                          + (f'. Is {close[0]} meant?' if close else ''))
     if getattr(norm_class, '__name__', '') in FROZEN_BATCH_NORMS:
-        raise ValueError(f'a new {norm_class.__name__} would stay the identity; choose a norm that learns')
+        raise ValueError(f'a new {norm_class.__name__} would be the identity; choose a norm with trainable parameters')
     parameters = inspect.signature(norm_class).parameters if isinstance(norm_class, type) else {}
     if 'apply_act' in parameters:
         raise ValueError(f'{norm_class.__name__} contains its activation, and conversion does not remove the one that '
@@ -64,8 +64,7 @@ def channels_of(norm: nn.Module) -> int:
 
 
 def has_groups(norm: nn.Module) -> bool:
-    """Whether a norm takes statistics over groups of channels: GroupNorm, BCN, EvoNorm-S0 and any other whose
-    ``num_groups`` is a number."""
+    """Whether a norm has groups of channels: GroupNorm, BCN, EvoNorm-S0 and others with a number ``num_groups``."""
     return isinstance(getattr(norm, 'num_groups', None), int)
 
 
@@ -77,11 +76,11 @@ def regroupable_class(norm: nn.Module) -> type[nn.Module] | None:
 
 
 def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int = 4) -> nn.Module:
-    """A norm of ``old``'s channels, eps, momentum and groups, where ``cfg`` says nothing else.
+    """A norm with the channels, eps, momentum and groups of ``old``, except where ``cfg`` sets others.
 
     Args:
-        norm_class: From :func:`find_norm`.
-        cfg: Its arguments; ``type`` and ``requires_grad`` are ignored.
+        norm_class: Result of :func:`find_norm`.
+        cfg: Arguments of the class; ``type`` and ``requires_grad`` are ignored.
         old: The norm that it replaces.
         dim: Number of dimensions of the input, which decides between BatchNorm1d, 2d and 3d. Defaults to 4.
 
@@ -114,7 +113,7 @@ def _needs(norm_class: type[nn.Module], name: str) -> bool:
 
 
 def _construct(norm_class: type[nn.Module], channels: int, settings: dict, given: dict) -> nn.Module:
-    """Call a constructor by the names of its parameters; settings that it does not have are left out."""
+    """Call a constructor with the settings that are among its parameters."""
     parameters = inspect.signature(norm_class).parameters
     first = 'num_features' if 'num_features' in parameters else 'num_channels'
     known = {name: value for name, value in settings.items() if name in parameters and name not in given}
@@ -126,10 +125,10 @@ def _construct(norm_class: type[nn.Module], channels: int, settings: dict, given
         raise ValueError(f'{norm_class.__name__} cannot be built for {channels} channels: {error}') from error
 
 
-# Which norms behave as their family does
+# Norms that behave like their family
 
 def stock_forwards() -> Iterator:
-    """Forward passes that normalize, drop and activate as their family does, of the libraries that are imported."""
+    """Forward methods of imported libraries that normalize like their family and then drop and activate."""
     yield from (kind.forward for kind in (_BatchNorm, nn.SyncBatchNorm, nn.GroupNorm, _InstanceNorm, BCN))
     for package, names in (('timm.layers.norm', ('GroupNorm', 'GroupNorm1')),
                            ('timm.layers.norm_act', ('BatchNormAct2d', 'SyncBatchNormAct', 'GroupNormAct',
@@ -141,14 +140,15 @@ def stock_forwards() -> Iterator:
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
-    """Whether it is a frozen BatchNorm: an affine map of buffers."""
+    """Whether the module is a frozen BatchNorm: an affine map with buffers."""
     buffers = set(dict(module.named_buffers(recurse=False)))
     return bool(FROZEN_BATCH_NORMS & {base.__name__ for base in type(module).__mro__}) and {
         'weight', 'bias', 'running_mean', 'running_var'} <= buffers
 
 
 def eps_of(norm: nn.Module) -> float | None:
-    """What a norm adds to its variance; of frozen BatchNorms, which need not say, found by trying. None if unknown."""
+    """The eps that a norm adds to its variance. For frozen BatchNorms without this attribute it is found by trying.
+    None if unknown."""
     if not is_frozen_batch_norm(norm):
         return norm.eps
     x = 3 * torch.randn(2, len(norm.running_mean), 5, 5, generator=torch.Generator().manual_seed(0))
@@ -164,7 +164,7 @@ def eps_of(norm: nn.Module) -> float | None:
 
 
 def _children(norm: nn.Module, x: Tensor) -> Tensor:
-    """What a norm's children do after normalizing."""
+    """Apply the children of a norm that run after normalizing."""
     for name in CHILDREN:
         child = getattr(norm, name, None)
         x = child(x) if isinstance(child, nn.Module) else x
@@ -175,7 +175,7 @@ STOCK_STATE = {'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tra
 
 
 def own_parts(layer: nn.Module, stock_state: Iterable[str] = STOCK_STATE) -> str | None:
-    """What a subclass has beside its family: 'parameters' or 'methods' that would be lost with its class."""
+    """What a subclass adds to its family and would lose with its class: 'parameters' or 'methods'."""
     if not set(layer._parameters) | set(layer._buffers) <= set(stock_state):
         return 'parameters'
     for base in type(layer).__mro__:
@@ -188,10 +188,10 @@ def own_parts(layer: nn.Module, stock_state: Iterable[str] = STOCK_STATE) -> str
 
 
 def behaves_as_family(norm: nn.Module, dim: int = 4) -> bool:
-    """Whether a norm computes what its family does, and then what its children 'drop' and 'act' do.
+    """Whether a norm computes the same as its family, followed by its children 'drop' and 'act'.
 
-    Layers that inherit their forward pass do, and known ones of timm. Others are tried: in training and in evaluation
-    mode they must give the family's results and running statistics on random input.
+    This holds for layers that inherit their forward pass and for known ones of timm. Others are tested: in training and
+    in evaluation mode, they must give the results and running statistics of the family on random input.
     """
     own_call = type(norm).__call__ is not nn.Module.__call__
     if 'forward' in vars(norm) or own_call or nn.utils.parametrize.is_parametrized(norm):
@@ -209,7 +209,7 @@ def behaves_as_family(norm: nn.Module, dim: int = 4) -> bool:
     probes = [3 * torch.randn(4, channels_of(norm), *[side] * (dim - 2), generator=generator) for side in (5, 17)]
     try:
         return all(_agrees(norm, stock, x, training) for x in probes for training in (False, True))
-    except Exception:  # other people's layers raise errors of any kind
+    except Exception:  # third-party layers may raise any error
         return False
 
 
@@ -222,7 +222,7 @@ def _agrees(norm: nn.Module, stock: type[nn.Module], x: Tensor, training: bool) 
         for values in (layer._forward_hooks, layer._forward_pre_hooks):
             values.clear()
     with torch.enable_grad():
-        # Multiplied, since layers that activate in place refuse to change a leaf
+        # Multiplied, since layers that activate in place cannot change a leaf
         actual, expected = own(inputs[0] * 1), _children(reference, stock.forward(reference, inputs[1] * 1))
         gradients = [torch.autograd.grad(y.square().sum(), inp)[0] for y, inp in ((actual, inputs[0]),
                                                                                  (expected, inputs[1]))]

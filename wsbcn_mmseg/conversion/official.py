@@ -38,16 +38,16 @@ _DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 @dataclass(frozen=True)
 class Official:
-    """What a published checkpoint holds.
+    """The contents of a published checkpoint.
 
     Attributes:
         task: ``'classification'`` or ``'segmentation'``.
         network: ``'ResNet-50'``, ``'ResNeXt-101'``, ...
         norm: ``'BN'``, ``'GN'`` or ``'BCN'``.
         ws: Whether the network standardizes its weights.
-        num_classes: Rows of the last layer.
-        eps: Where its layers add eps to the deviation of a kernel, ``'outside'`` of the root or ``'inside'``; None
-            without WS.
+        num_classes: Number of rows of the last layer.
+        eps: Where its layers add eps to the deviation of a kernel: ``'outside'`` or ``'inside'`` the root; None without
+            WS.
     """
     task: str
     network: str
@@ -58,7 +58,7 @@ class Official:
 
     @property
     def dataset_meta(self) -> dict:
-        """Names and colors of the classes, where they are known: those of PASCAL VOC."""
+        """Names and colors of the classes, if known (PASCAL VOC)."""
         voc = PascalVOCDataset.METAINFO
         return dict(voc) if self.task == 'segmentation' and self.num_classes == len(voc['classes']) else {}
 
@@ -167,20 +167,20 @@ def _absorb_deviations(weights: dict[str, Tensor], official: Official) -> None:
 
 
 def _absorb_into_statistics(weights: dict[str, Tensor], norm: str, factor: Tensor) -> None:
-    """The norm's input becomes ``factor`` times what it was; what it gives stays."""
+    """Change a norm's statistics for an input that is scaled by ``factor``, so that its output stays the same."""
     norm = next((inner for inner in (f'{norm}.pbn', f'{norm}.bn') if f'{inner}.running_var' in weights), norm)
     mean, var, scale = (f'{norm}.{name}' for name in ('running_mean', 'running_var', 'weight'))
     if var not in weights or scale not in weights or mean not in weights:
-        return  # _check tells
+        return  # _check reports it
     wanted = factor**2 * (weights[var].double() + EPS) - EPS
-    stored = wanted.clamp(min=0)  # a variance; what eps leaves uncovered, of channels that are next to nothing, scales
+    stored = wanted.clamp(min=0)  # variances are not negative; for tiny channels the scale makes up for the difference
     values = {mean: factor * weights[mean].double(), var: stored,
               scale: weights[scale].double() * ((stored + EPS) / (wanted + EPS)).sqrt()}
     weights.update({name: value.to(weights[name].dtype) for name, value in values.items()})
 
 
 def _norm_after(name: str) -> str | None:
-    """The norm that follows a convolution, by the authors' names of both; None for what is no such convolution."""
+    """The authors' name of the norm after a convolution; None if ``name`` is not such a convolution."""
     match = re.fullmatch(r'(layer\d\.\d+\.|aspp\.|)conv(\d)\.weight', name)
     if match and (match[1] + match[2]) != 'aspp.3':
         return f'{match[1]}bn{match[2]}'
@@ -208,7 +208,7 @@ def _rename(name: str, norm: str) -> str:
 
 
 def expected_network(official: Official, conv_cfg: dict | None = None) -> nn.ModuleDict:
-    """Backbone and head that the converted weights fill, without memory of their own (device ``meta``)."""
+    """The backbone and head for the converted weights, on the device ``meta``."""
     kind, depth = official.network.split('-')
     norm_cfg = _NORM_CFG[official.norm]
     extra = dict(groups=32, base_width=4) if kind == 'ResNeXt' else {}

@@ -1,4 +1,4 @@
-"""The proof that a converted network runs as the old one did."""
+"""Check that a converted network runs like the original."""
 from functools import partial
 
 from torch import Tensor, nn
@@ -12,15 +12,15 @@ from .trial_run import TrialRun
 
 
 def check_result(trial: TrialRun, selection: Selection, before: list[Tensor]) -> None:
-    """The converted network must run as the old one did, layer by layer, and give finite numbers.
+    """Raise an error unless the converted network runs the same layers as before and its output is finite.
 
     Args:
-        trial: Ran the network before the conversion, and runs it again here.
+        trial: The run of the network before the conversion, which is repeated here.
         selection: The layers of the network.
-        before: What the network returned before the conversion.
+        before: The output of the network before the conversion.
 
     Raises:
-        ConversionError: If it does not.
+        ConversionError: If the check fails.
     """
     convs, norms = selection.convs, selection.norms
     expected = Dataflow()
@@ -45,14 +45,14 @@ def check_result(trial: TrialRun, selection: Selection, before: list[Tensor]) ->
 
 
 class _LayerWatch:
-    """Which layers are running, and the first whose output is not finite."""
+    """Tracks which layers are running, and the first layer whose output is not finite."""
 
     def __init__(self, layers: dict[str, nn.Module]):
         self.layers, self.not_finite = layers, None
         self._inside: list[str] = []
 
     def running(self) -> str:
-        """The innermost layer that began and did not end."""
+        """The innermost layer that has started and not finished."""
         return self._inside[-1] if self._inside else ''
 
     def __enter__(self):
@@ -76,7 +76,7 @@ class _LayerWatch:
 
 
 def relative_change(before: list[Tensor], after: list[Tensor]) -> float | None:
-    """Norm of the change divided by the norm, over all output tensors together."""
+    """Norm of the change divided by the norm of the output, over all output tensors together."""
     pairs = [(old.double(), new.double()) for old, new in zip(before, after, strict=False) if old.shape == new.shape]
     size = sum(float(old.square().sum()) for old, _ in pairs)
     return (sum(float((new - old).square().sum()) for old, new in pairs) / size)**.5 if size else None

@@ -1,5 +1,4 @@
-"""Layers that become other layers in place, so that every reference to them holds, in whatever list or closure; and
-back, where the result is not what was meant."""
+"""Replace layers in place, so that all references to them stay valid, and restore them if the conversion fails."""
 import torch
 from torch import nn
 
@@ -15,18 +14,18 @@ ADAPTIVE = {nn.Conv1d: AdaptiveConvWS1d, nn.Conv2d: AdaptiveConvWS, nn.Conv3d: A
 
 
 class Snapshot:
-    """What layers were, to put them back."""
+    """Saved states of layers, to restore them."""
 
     def __init__(self):
         self._layers: list[tuple[nn.Module, type, dict]] = []
 
     def take(self, layer: nn.Module) -> None:
-        """Remember a layer before it is changed."""
+        """Save a layer before it is changed."""
         state = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(layer).items()}
         self._layers.append((layer, type(layer), state))
 
     def restore(self) -> None:
-        """Put all layers back, the last changed first."""
+        """Restore all layers, the last changed first."""
         for layer, kind, state in reversed(self._layers):
             layer.__class__ = kind
             vars(layer).clear()
@@ -34,7 +33,7 @@ class Snapshot:
 
 
 def become(layer: nn.Module, new: nn.Module) -> None:
-    """Turn ``layer`` into ``new``; hooks on it, and handles that were given out for them, stay."""
+    """Turn ``layer`` into ``new``; its hooks and their handles stay valid."""
     hooks = {name: value for name, value in vars(layer).items() if 'hook' in name}
     training = layer.training
     layer.__class__ = type(new)
@@ -45,11 +44,11 @@ def become(layer: nn.Module, new: nn.Module) -> None:
 def replace_norm(old: nn.Module, new: nn.Module, preserve: bool) -> None:
     """Turn a norm into ``new``, on its device, with its dtype, training flag and ``requires_grad``.
 
-    What the old one did after normalizing (timm's norms also drop and activate) is done after the new one.
+    Operations of the old norm after normalizing (timm's norms also drop and activate) are kept after the new one.
 
     Args:
         old: The norm.
-        new: Fresh, for as many channels.
+        new: A newly built norm with the same number of channels.
         preserve: Whether ``new``, a BCN, takes over the function of ``old``, see :func:`take_over`.
     """
     if preserve:
@@ -58,7 +57,7 @@ def replace_norm(old: nn.Module, new: nn.Module, preserve: bool) -> None:
     if tensors:
         new.to(tensors[0].device, tensors[0].dtype)
         if isinstance(new, BCN) and tensors[0].dtype.itemsize < 4:
-            new.bn.float()  # small updates are lost in fewer bits
+            new.bn.float()  # small updates are lost in half precision
         parameters = list(old.parameters())
         new.requires_grad_(not parameters or any(parameter.requires_grad for parameter in parameters))
         target = new.bn if isinstance(new, BCN) and not isinstance(old, nn.GroupNorm) else new
@@ -79,12 +78,12 @@ def take_over(new: BCN, old: nn.Module) -> None:
     shift = torch.zeros_like(scale) if old.bias is None else old.bias.detach().float()
     groups = scale.view(new.num_groups, -1), shift.view(new.num_groups, -1)
     new.bias.copy_(groups[1].mean(1))
-    if isinstance(old, nn.GroupNorm):  # normalized by group already: only its affine can be followed
+    if isinstance(old, nn.GroupNorm):  # it normalizes groups already, so only its affine map can be copied
         new.weight.copy_(groups[0].mean(1))
         return
     new.weight.copy_((groups[0].square().mean(1) + groups[1].var(1, unbiased=False)).sqrt())
     eps = eps_of(old)
-    if old.running_mean is not None and eps != new.eps:  # BCN's is above 0
+    if old.running_mean is not None and eps != new.eps:  # BCN requires eps above 0
         scale = scale * ((old.running_var.float() + new.eps) / (old.running_var.float() + eps)).sqrt()
     new.bn.weight.copy_(scale)
     new.bn.bias.copy_(shift)
@@ -96,11 +95,11 @@ def take_over(new: BCN, old: nn.Module) -> None:
 
 
 def standardize(conv: nn.Module, adaptive: bool = False) -> None:
-    """Make a plain convolution a ConvWS by its class alone; a subclass that pads keeps its own forward pass.
+    """Turn a plain convolution into a ConvWS by changing only its class; a subclass that pads keeps its forward pass.
 
     Args:
         conv: A convolution for which ``convolves_plainly`` or ``only_pads`` holds.
-        adaptive: Keep mean and deviation of the kernel, see :class:`~wsbcn_mmseg.layers.AdaptiveConvWS`.
+        adaptive: Keep the mean and deviation of the kernel, see :class:`~wsbcn_mmseg.layers.AdaptiveConvWS`.
     """
     if convolves_plainly(conv) and not own_parts(conv):
         kind = next(kind for kind in STANDARDIZED if isinstance(conv, kind))
@@ -114,7 +113,7 @@ def standardize(conv: nn.Module, adaptive: bool = False) -> None:
 
 
 def release(conv: ReparametrizedConv) -> None:
-    """Make a ConvWS the plain convolution of its raw kernel."""
+    """Turn a ConvWS into a plain convolution with its raw kernel."""
     conv.__class__ = conv.plain_class
     for name in ('eps', 'center', 'scale'):
         vars(conv).pop(name, None)

@@ -53,7 +53,7 @@ def count(number: int, noun: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """The name of a layer in messages; the model itself has none."""
+    """The name of a layer in messages; the model itself has an empty name."""
     return repr(name) if name else 'the model itself'
 
 

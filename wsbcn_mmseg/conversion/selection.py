@@ -1,4 +1,4 @@
-"""Which layers of a network a conversion replaces, and why it leaves the others."""
+"""Select the layers that a conversion replaces, with the reasons for keeping the others."""
 import difflib
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from .dataflow import Dataflow, storage_of
 from .norm_families import CHILDREN, behaves_as_family, is_frozen_batch_norm, own_parts
 from .report import quoted
 
-ASKED_FOR = {'excluded', 'not included', 'shared', 'frozen'}  # reasons that are the caller's own
+ASKED_FOR = {'excluded', 'not included', 'shared', 'frozen'}  # reasons that the caller asked for
 THEIR_NORM_IS_KEPT = 'the norm that reads its output is kept'
 PADDING_OPERATORS = ('aten::constant_pad_nd', 'aten::reflection_pad', 'aten::replication_pad')
 
@@ -27,7 +27,7 @@ def patterns(given: str | Iterable[str]) -> list[str]:
     """One pattern or several, as a list.
 
     Raises:
-        ValueError: If they are anything but texts.
+        ValueError: If they are not strings.
     """
     found = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
     if not all(isinstance(pattern, str) for pattern in found):
@@ -36,15 +36,15 @@ def patterns(given: str | Iterable[str]) -> list[str]:
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a dotted name is, lies below, or fits one of ``patterns``."""
+    """Whether a dotted name equals, is below, or matches one of ``patterns``."""
     return any(name == pattern or name.startswith(f'{pattern}.') or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_patterns(patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Every pattern must match a layer.
+    """Raise an error unless every pattern matches a layer.
 
     Raises:
-        ValueError: If one does not; the message names it and layers of similar names.
+        ValueError: If a pattern matches none; the message names it and layers with similar names.
     """
     names = [name for name in names if name]
     for pattern in patterns:
@@ -58,7 +58,7 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str]) -> None:
 
 
 class Selection:
-    """The norms and convolutions of a network, and the reasons to leave them.
+    """The norms and convolutions of a network, and the reasons to keep them.
 
     Args:
         model: The network.
@@ -80,12 +80,12 @@ class Selection:
         self.norms = list(self._norms())
         layers = *self.convs, *self.norms, *self.other_norms()
         check_patterns([*self.include, *self.exclude], [name for layer in layers for name in self.names[layer]])
-        self.sharing: dict[int, list[nn.Module]] = {}  # kernels that several convolutions hold
+        self.sharing: dict[int, list[nn.Module]] = {}  # kernels shared by several convolutions
         for conv in self.convs:
             self.sharing.setdefault(storage_of(conv._parameters.get('weight')), []).append(conv)
 
     def name(self, layer: nn.Module) -> str:
-        """The first of a layer's names."""
+        """The first name of a layer."""
         return self.names[layer][0]
 
     def _norms(self) -> Iterator[nn.Module]:
@@ -96,7 +96,7 @@ class Selection:
                 yield module
 
     def other_norms(self) -> dict[nn.Module, str]:
-        """Norms of kinds that are not replaced, with the reason."""
+        """Norms of classes that are not replaced, with the reason."""
         others = {module: f'{type(module).__name__} is not replaced' for module in self.names
                   if isinstance(module, (_InstanceNorm, nn.LayerNorm)) and not isinstance(module, self.kinds)}
         others |= {module: 'a scripted module is not converted; convert first, script after' for module in self.names
@@ -107,7 +107,7 @@ class Selection:
         return others
 
     def _reason_to_keep(self, layer: nn.Module, flow: Dataflow) -> str | None:
-        """What the caller asked for."""
+        """A reason from the caller's arguments."""
         names = self.names[layer]
         if any(matches(name, self.exclude) for name in names):
             return 'excluded'
@@ -121,7 +121,7 @@ class Selection:
         return None
 
     def reason_to_keep_norm(self, norm: nn.Module, flow: Dataflow, dim: int) -> str | None:
-        """Why a norm is left, None if it is replaced; ``dim`` is the number of dimensions of its input."""
+        """Why a norm is kept, None if it is replaced; ``dim`` is the number of dimensions of its input."""
         reason = self._reason_to_keep(norm, flow)
         if reason is None and nn.utils.parametrize.is_parametrized(norm):
             return 'its parameters are parametrized'
@@ -137,13 +137,13 @@ class Selection:
         return reason
 
     def reason_to_keep_conv(self, conv: nn.Module, flow: Dataflow, consumed: set[nn.Module]) -> str | None:
-        """Why a convolution is left, None if it is standardized; ``consumed`` are the norms that want it to be."""
+        """Why a convolution is kept, None if it is standardized. Inputs of norms in ``consumed`` are standardized."""
         reason = self._reason_to_keep(conv, flow) or self._reason_by_kernel(conv, flow, consumed)
         if reason is None:
             for other in self.sharing[storage_of(conv._parameters['weight'])]:
                 if other is not conv and (self._reason_to_keep(other, flow)
                                           or self._reason_by_kernel(other, flow, consumed)):
-                    return f'it shares its kernel with {quoted(self.name(other))}, which is left'
+                    return f'it shares its kernel with {quoted(self.name(other))}, which is kept'
         return reason
 
     def _reason_by_kernel(self, conv: nn.Module, flow: Dataflow, consumed: set[nn.Module]) -> str | None:
@@ -169,13 +169,13 @@ class Selection:
 
 
 def is_lazy(layer: nn.Module) -> bool:
-    """Whether a layer waits for its first input to know its shapes."""
+    """Whether a layer is lazy: its shapes are set by its first input."""
     tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
     return any(nn.parameter.is_lazy(tensor) for tensor in tensors)
 
 
 def convolves_plainly(conv: nn.Module) -> bool:
-    """Whether a convolution does what ``nn.ConvNd`` does, as mmcv's wrappers of the same names do."""
+    """Whether a convolution computes the same as ``nn.ConvNd``; mmcv's wrappers of these names do."""
     wrappers = sys.modules.get('mmcv.cnn.bricks.wrappers')
     forwards = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
     forwards |= {getattr(wrappers, name).forward for name in ('Conv2d', 'Conv3d') if wrappers is not None}
@@ -185,7 +185,7 @@ def convolves_plainly(conv: nn.Module) -> bool:
 
 
 class _Operators(TorchDispatchMode):
-    """Records the operators that run, their arguments and results."""
+    """Records the operators that run, with their arguments and results."""
 
     def __init__(self):
         super().__init__()
@@ -208,7 +208,7 @@ def only_pads(conv: nn.Module) -> bool:
     try:
         with torch.no_grad(), operators:
             y = type(conv).forward(conv, x)
-    except Exception:  # other people's layers raise errors of any kind
+    except Exception:  # third-party layers may raise any error
         return False
     finally:
         conv.training = training

@@ -1,4 +1,4 @@
-"""Running a network on an example, as often as asked, and leaving it as it was."""
+"""Run a network on an example without changing it."""
 import dataclasses
 import random
 import warnings
@@ -17,12 +17,12 @@ from wsbcn_mmseg.runtime.errors import describe
 from .dataflow import Dataflow, record_dataflow
 from .made_up_inputs import made_up_calls
 
-LARGER_SIDES = (224, 256, 512)  # of made-up images, where smaller ones leave too few positions for statistics
+LARGER_SIDES = (224, 256, 512)  # sides of made-up images if smaller ones have too few positions for statistics
 
 
 @dataclass
 class _Attempt:
-    """A call of the network, in one of its modes, and how it ended."""
+    """A call of the network in training or evaluation mode, and its result."""
     call: Callable[[], object]
     training: bool
     failure: Exception | None = None
@@ -30,17 +30,17 @@ class _Attempt:
 
 
 class TrialRun:
-    """Forward passes of a network on an example: which convolutions feed which norms, and what comes out.
+    """Forward passes of a network on an example. They record which convolutions feed which norms, and the output.
 
-    The first pass is in evaluation mode. Parts that run in training only, such as auxiliary heads, and what is read in
-    training only are seen in a second pass in training mode. Norms are in evaluation mode in both. The network is left
-    as it was: flags, buffers, and the states of random number generators.
+    The first pass is in evaluation mode. A second pass in training mode covers parts and reads that occur only in
+    training, such as auxiliary heads. Norms are in evaluation mode in both. The training flags and buffers of the
+    network and the states of random number generators are restored.
 
     Args:
         model: The network.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments; None to make up images of shape
             (1, C, 64, 64) or larger, and for OpenMMLab's models also labels, so that their losses run.
-        always_train: Whether the second pass is made where all norms ran in the first, too. Defaults to True.
+        always_train: Whether to make the second pass even if all norms ran in the first. Defaults to True.
 
     Attributes:
         outputs: Floating-point tensors that the last pass in evaluation mode returned.
@@ -52,10 +52,10 @@ class TrialRun:
         self.outputs: list[Tensor] = []
 
     def run(self, convs: list[nn.Module], norms: list[nn.Module]) -> Dataflow:
-        """Find calls that the network takes, and see which of ``convs`` feed which of ``norms``.
+        """Find calls that work, and record which of ``convs`` feed which of ``norms``.
 
         Raises:
-            ValueError: If no input could be made up that the network takes.
+            ValueError: If the network accepts none of the made-up inputs.
         """
         flow, self.attempts = Dataflow(), []
         with _as_it_was(self.model):
@@ -69,7 +69,7 @@ class TrialRun:
         if not any(attempt.failure is None for attempt in self.attempts):
             failure = self.attempts[0].failure if self.attempts else None
             reason = describe(failure) if failure else 'it has no convolution or linear layer to make up inputs for'
-            raise ValueError(f'{type(self.model).__name__} runs on no input that could be made up for it ({reason}); '
+            raise ValueError(f'{type(self.model).__name__} does not run on any of the made-up inputs ({reason}); '
                              'pass example_inputs') from failure
         return flow
 
@@ -77,7 +77,7 @@ class TrialRun:
         """Repeat the calls of :meth:`run`, in the same modes.
 
         Raises:
-            Exception: What a call raises that ended without an error before.
+            Exception: Any error of a call that ran without an error before.
         """
         flow = Dataflow()
         with _as_it_was(self.model):
@@ -90,12 +90,12 @@ class TrialRun:
         return flow
 
     def repeated(self) -> list[_Attempt]:
-        """The attempts that :meth:`again` repeats: those without an error, and others where a mode has no such."""
+        """The attempts that :meth:`again` repeats: those without an error, or all of a mode that has none."""
         succeeded = {attempt.training for attempt in self.attempts if attempt.failure is None}
         return [attempt for attempt in self.attempts if attempt.failure is None or attempt.training not in succeeded]
 
     def on_larger_images(self, norms: list[nn.Module]) -> Dataflow:
-        """What ``norms`` see of larger made-up images; nothing where an example was given or none of them runs."""
+        """The dataflow on larger made-up images; empty if an example was given or the network runs on none of them."""
         flow = Dataflow()
         if self.example_inputs is None:
             with _as_it_was(self.model):
@@ -114,7 +114,7 @@ class TrialRun:
         return [lambda: self.model(*example if isinstance(example, (tuple, list)) else [example])]
 
     def _first_that_runs(self, calls, training: bool, convs, norms, flow: Dataflow) -> Exception | None:
-        """Make calls until one ends without an error; what was seen until the errors of others counts too."""
+        """Make calls until one runs without an error. The dataflow of failed calls until their error counts too."""
         failure, self.attempts = None, list(self.attempts)
         for call in calls:
             seen, failure = self._record(call, training, convs, norms)
@@ -131,7 +131,7 @@ class TrialRun:
             nonlocal failure
             try:
                 result = call()
-            except Exception as error:  # other people's networks raise errors of any kind
+            except Exception as error:  # third-party networks may raise any error
                 failure = error
                 return None
             if not training:
@@ -143,7 +143,7 @@ class TrialRun:
 
 
 def _open(result):
-    """Fields of a dataclass as a dictionary; anything else as it is."""
+    """The fields of a dataclass as a dictionary; anything else unchanged."""
     return vars(result) if dataclasses.is_dataclass(result) else result
 
 
@@ -159,7 +159,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             warnings.simplefilter('ignore')
             yield
     finally:
-        BCN._warned, BCN._warned_of_few_values = warned  # warnings that are ignored here are not given
+        BCN._warned, BCN._warned_of_few_values = warned  # warnings that were suppressed here can be given later
         random.setstate(states[0])
         np.random.set_state(states[1])
         for module, flag in flags:
@@ -170,7 +170,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def _set_modes(model: nn.Module, norms: Iterable[nn.Module], training: bool) -> None:
-    """Flags set by hand: ``train()`` of OpenMMLab's backbones freezes parameters too."""
+    """Set training flags directly, because ``train()`` of OpenMMLab's backbones also freezes parameters."""
     for module in model.modules():
         module.training = training
     for norm in norms:

@@ -15,8 +15,8 @@ VOID, IGNORED = 11, 255
 class CamVidDataset(BaseSegDataset):
     """Cambridge-driving Labeled Video Database (Brostow et al. 2009) with the split and labels of SegNet.
 
-    367 images train, 101 validate and 233 test. Labels are class indices; 11, void, is ignored in training and
-    evaluation. The files that belong to a split are those that ``train.txt``, ``val.txt`` or ``test.txt`` lists.
+    It has 367 training, 101 validation and 233 test images. Labels are class indices; 11, void, is ignored in training
+    and evaluation. The files of a split are listed in ``train.txt``, ``val.txt`` or ``test.txt``.
 
     Args:
         split: ``'train'``, ``'val'`` or ``'test'``.
@@ -24,7 +24,7 @@ class CamVidDataset(BaseSegDataset):
         kwargs: Further arguments of MMSegmentation's ``BaseSegDataset``, such as ``pipeline``.
 
     Raises:
-        ValueError: If ``split`` is anything else.
+        ValueError: If ``split`` has another value.
         FileNotFoundError: If a list, an image or a label map is missing.
 
     Examples:
@@ -45,7 +45,7 @@ class CamVidDataset(BaseSegDataset):
 
     @classmethod
     def get_label_map(cls, new_classes: Sequence[str] | None = None) -> dict[int, int]:
-        """Label in the file to label in training; void becomes the label that losses and metrics ignore."""
+        """Map labels in the file to labels in training; void becomes the label that losses and metrics ignore."""
         return {**(super().get_label_map(new_classes) or {}), VOID: IGNORED}
 
     @staticmethod
@@ -74,5 +74,5 @@ class CamVidDataset(BaseSegDataset):
 
 
 def _names(listing: Path) -> list[str]:
-    """File names in a list of the tutorial, whose lines are two paths on its authors' computer."""
+    """File names in a list of the tutorial. Each line has two paths on its authors' computer."""
     return [Path(line.split()[0]).name for line in listing.read_text().splitlines() if line.strip()]

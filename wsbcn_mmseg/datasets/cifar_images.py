@@ -10,19 +10,19 @@ from PIL import Image
 
 @DATASETS.register_module()
 class CIFAR10Images(BaseDataset):
-    """CIFAR-10 from ``data_root/{train,test}/CLASS/*.jpg``; all pictures are read when the data set is built.
+    """CIFAR-10 from ``data_root/{train,test}/CLASS/*.jpg``; all images are read when the data set is built.
 
-    Samples have ``img``, a uint8 array of shape (32, 32, 3) in RGB, and ``gt_label``, as those of MMPretrain's
-    ``CIFAR10``, which reads the pickled original. JPEG has changed the pixels a little.
+    Samples have ``img``, a uint8 array of shape (32, 32, 3) in RGB, and ``gt_label``, as in MMPretrain's ``CIFAR10``,
+    which reads the pickled original. The pixels differ slightly because of JPEG compression.
 
     Args:
         split: ``'train'`` or ``'test'``.
         data_root: Folder that holds ``train`` and ``test``.
-        download: Ignored; ``CIFAR10`` has it.
+        download: Ignored; accepted because ``CIFAR10`` has this argument.
         kwargs: Further arguments of MMEngine's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
-        FileNotFoundError: If a class has no pictures.
+        FileNotFoundError: If a class has no images.
     """
     METAINFO = dict(classes=('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'))
 

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: 1,797 real images of 8 x 8, for experiments of minutes."""
+"""The handwritten digits in scikit-learn: 1,797 real images of 8 x 8 pixels, for experiments that take minutes."""
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,17 @@ NUM_TEST = 450
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
-    """Optical recognition of handwritten digits (Alpaydin and Kaynak 1998), as scikit-learn ships it.
+    """Optical recognition of handwritten digits (Alpaydin and Kaynak 1998), as shipped with scikit-learn.
 
-    Samples have ``img``, a uint8 array of shape (8, 8, 1) with values from 0 to 240, and ``gt_label``. 1,347 images
-    train and 450 test, drawn once, with equal shares of every digit.
+    Samples have ``img``, a uint8 array of shape (8, 8, 1) with values from 0 to 240, and ``gt_label``. A fixed random
+    split has 1,347 training and 450 test images, with equal shares of every digit.
 
     Args:
         split: ``'train'`` or ``'test'``.
         kwargs: Further arguments of MMEngine's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
-        ValueError: If ``split`` is anything else.
+        ValueError: If ``split`` has another value.
         ImportError: If scikit-learn is not installed.
     """
     METAINFO = dict(classes=tuple('0123456789'))

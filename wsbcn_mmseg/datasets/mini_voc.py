@@ -1,6 +1,6 @@
 """A small synthetic stand-in for VOC 2012 and SBD, in the layouts of the real releases.
 
-Each of the 20 object classes is a combination of one of ten colors, a texture or none, and one of five shapes, so that
+Each of the 20 object classes is a combination of one of ten colors, one of five shapes, and a texture or none, so that
 color alone does not determine the class. Two to four objects are drawn on a noisy background. Use it to try the whole
 pipeline in minutes; scores on it are not comparable with scores on VOC.
 """
@@ -22,7 +22,7 @@ from .voc_aug import NUM_CLASSES, VOID, save_label
 _MARKER = 'mini_voc.json'
 _COLORS = np.array([[205, 45, 40], [235, 130, 30], [225, 210, 50], [60, 170, 60], [50, 190, 190], [45, 90, 210],
                      [135, 60, 180], [235, 130, 190], [30, 40, 115], [115, 65, 30]], np.float32)
-_MIN_IMAGES = 7  # of two, three or four objects each: enough for every class once
+_MIN_IMAGES = 7  # two to four objects per image: enough for every class once
 
 
 def make_mini_voc(root: str | Path, num_train: int = 60, num_val: int = 42, num_sbd: int = 120,
@@ -34,18 +34,18 @@ def make_mini_voc(root: str | Path, num_train: int = 60, num_val: int = 42, num_
 
     Args:
         root: Folder for both releases; an earlier result with the same settings in it is overwritten.
-        num_train: Images of VOC train, at least 7. Defaults to 60.
-        num_val: Images of VOC val, at least 7. Defaults to 42.
-        num_sbd: Images that only SBD labels. Defaults to 120.
+        num_train: Number of images in VOC train, at least 7. Defaults to 60.
+        num_val: Number of images in VOC val, at least 7. Defaults to 42.
+        num_sbd: Number of images that only SBD labels. Defaults to 120.
         seed: Random seed. Defaults to 0.
 
     Returns:
-        Number of images in 'train', 'val', 'sbd' (all that SBD labels) and 'trainaug' (what
-        ``tools/prepare_voc_aug.py`` has to arrive at).
+        Number of images in 'train', 'val', 'sbd' (all images that SBD labels) and 'trainaug' (the number that
+        ``tools/prepare_voc_aug.py`` must find).
 
     Raises:
         ValueError: If a split is too small to hold every class.
-        FileExistsError: If ``root`` holds a VOC or SBD tree that is not the result of these settings.
+        FileExistsError: If ``root`` holds a VOC or SBD release that was not made with these settings.
     """
     if min(num_train, num_val) < _MIN_IMAGES or num_sbd < 0:
         raise ValueError(f'train and val need at least {_MIN_IMAGES} images each so that every class occurs in both, '
@@ -80,7 +80,7 @@ def make_mini_voc(root: str | Path, num_train: int = 60, num_val: int = 42, num_
 
 
 def _claim(root: Path, settings: dict[str, int], names: list[str]) -> None:
-    """Leave a marker in ``root``, or raise if the trees there were not made by this module with these settings."""
+    """Write a marker into ``root``, or raise an error if the folders there were not made with these settings."""
     marker = root / _MARKER
     content = json.dumps(dict(note='synthetic images made by tools/make_mini_voc.py', **settings)) + '\n'
     if (root / 'VOCdevkit').exists() or (root / 'benchmark_RELEASE').exists():
@@ -103,7 +103,7 @@ def _split_names(rng: np.random.Generator, num_train: int, num_val: int, num_sbd
 
 
 def _deal_classes(rng: np.random.Generator, num_images: int) -> list[np.ndarray]:
-    """Object classes 1-20 for each image, dealt from shuffled decks so that all occur equally often."""
+    """Object classes 1-20 for each image, drawn from shuffled lists so that all occur equally often."""
     counts = [2 + i % 3 for i in range(num_images)]
     num_decks = -(-sum(counts) // (NUM_CLASSES - 1))
     decks = rng.permuted(np.tile(np.arange(1, NUM_CLASSES), (num_decks, 1)), axis=1).ravel()
@@ -115,7 +115,7 @@ def _write_list(path: Path, names: list[str]) -> None:
 
 
 def _save_sbd_label(path: Path, label: np.ndarray) -> None:
-    """Write ``GTcls`` as SBD has it: boundaries per class as sparse matrices, labels (H, W) uint8, classes present."""
+    """Write ``GTcls`` as in SBD: boundaries per class as sparse matrices, labels (H, W) uint8, classes present."""
     present = np.unique(label[label > 0])
     boundaries = np.empty((NUM_CLASSES - 1, 1), object)
     boundaries.fill(csc_matrix(label.shape, dtype=np.uint8))
@@ -125,12 +125,12 @@ def _save_sbd_label(path: Path, label: np.ndarray) -> None:
     content = dict(Boundaries=boundaries, Segmentation=label, CategoriesPresent=present[:, None])
     buffer = io.BytesIO()
     savemat(buffer, dict(GTcls=content), do_compression=True)
-    # The first 116 bytes are free text, in which scipy writes the time of day.
+    # The first 116 bytes are free text; scipy writes the time there.
     path.write_bytes(b'MATLAB 5.0 MAT-file, synthetic mini SBD'.ljust(116) + buffer.getvalue()[116:])
 
 
 def _draw_scene(rng: np.random.Generator, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image (H, W, 3), its class map (H, W), both uint8, and a mask (H, W) of the borders round objects."""
+    """An image (H, W, 3) and its class map (H, W), both uint8, and a mask (H, W) of the borders around objects."""
     height, width = int(rng.integers(333, 501)), 500
     if rng.random() < 1 / 3:
         height, width = width, height
@@ -171,7 +171,7 @@ def _cells(count: int, height: int, width: int) -> list[tuple[int, int, int, int
 
 def _draw_object(rng: np.random.Generator, image: np.ndarray, instances: np.ndarray, number: int, cls: int,
                  cell: tuple[int, int, int, int]) -> None:
-    """Draw an object of at least 80 pixels across into both maps, in place; it may reach out of its cell a little."""
+    """Draw an object at least 80 pixels wide into both maps, in place; it may extend slightly out of its cell."""
     y, x, height, width = cell
     radius = max(40.0, rng.uniform(0.35, 0.55) * min(height, width))
     center_y = y + height / 2 + rng.uniform(-1, 1) * max(0, height / 2 - radius)
@@ -196,7 +196,7 @@ def _draw_object(rng: np.random.Generator, image: np.ndarray, instances: np.ndar
 
 
 def _shape(u: np.ndarray, v: np.ndarray, kind: int) -> np.ndarray:
-    """Distance from the center in units of the distance of the outline; u, v in [-1, 1] inside."""
+    """Distance from the center divided by the distance of the outline; u and v are in [-1, 1] inside."""
     au, av = abs(u), abs(v)
     if kind == 0:
         return np.hypot(u, v)  # disc
@@ -210,7 +210,7 @@ def _shape(u: np.ndarray, v: np.ndarray, kind: int) -> np.ndarray:
 
 
 def _texture(u: np.ndarray, v: np.ndarray, kind: int, phase: float) -> np.ndarray:
-    """Brightness pattern in [-1, 1]; four or so periods across the object."""
+    """Brightness pattern in [-1, 1] with about four periods across the object."""
     if kind == 0:
         return np.zeros_like(u)  # plain
     horizontal, vertical = np.sin(12 * v + phase), np.sin(12 * u + phase)

@@ -1,8 +1,8 @@
 """The augmented VOC 2012 training set: VOC train, plus SBD train and val, minus VOC val.
 
 SBD is the Semantic Boundaries Dataset (Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011). It
-labels VOC images that VOC itself does not label, among others. With both releases complete the set has 10,582 images:
-1,464 keep VOC's own labels, with void (255) borders round objects, 9,118 have SBD's, without.
+also labels VOC images that VOC itself does not label. With both complete releases the set has 10,582 images: 1,464 have
+VOC's labels, with void (255) borders around objects, and 9,118 have SBD's labels, without borders.
 """
 import os
 import signal
@@ -77,9 +77,9 @@ def load_label(path: Path) -> np.ndarray:
     """Read a label map, uint8 of shape (H, W), from a palette or grayscale PNG or from an SBD ``.mat`` file.
 
     Raises:
-        ValueError: If the file decodes but is no label map: wrong type, values other than 0-20 (and 255 in a PNG), or
-            no labeled pixel.
-        Exception: Whatever the decoder raises for a missing or corrupt file.
+        ValueError: If the file can be decoded but is not a label map: wrong type, values other than 0-20 (and 255 in a
+            PNG), or no labeled pixel.
+        Exception: Any error of the decoder for a missing or corrupt file.
     """
     if path.suffix == '.mat':
         with path.open('rb') as file:  # given a name, loadmat hides that the file is missing
@@ -102,19 +102,19 @@ def load_label(path: Path) -> np.ndarray:
 
 def plan_voc_aug(voc_root: str | Path, sbd_root: str | Path | None = None, aug_root: str | Path | None = None,
                  expected: int = 10582) -> Plan:
-    """Read the lists and plan which label maps have to be made from which files.
+    """Read the lists, and plan which label maps to make from which files.
 
     Args:
         voc_root: The VOC2012 folder; holds JPEGImages, SegmentationClass and ImageSets.
         sbd_root: SBD's benchmark_RELEASE folder, or the dataset folder in it.
         aug_root: A ready SegmentationClassAug folder of PNGs, used if ``sbd_root`` is not given.
-        expected: How many training images there must be. Defaults to 10,582.
+        expected: Required number of training images. Defaults to 10,582.
 
     Returns:
         The plan, with names in sorted order. VOC's own labels are preferred where they exist.
 
     Raises:
-        VOCAugError: If a folder is not what it should be or the number of images is not the expected one.
+        VOCAugError: If a folder does not have the expected files, or the number of images is not the expected one.
     """
     voc_root = Path(voc_root)
     lists = voc_root / 'ImageSets' / 'Segmentation'
@@ -150,14 +150,14 @@ def plan_voc_aug(voc_root: str | Path, sbd_root: str | Path | None = None, aug_r
 def prepare_voc_aug(plan: Plan, workers: int = 1) -> int:
     """Verify every image and label map of ``plan``, write the training label maps and, if all is well, the list.
 
-    Label maps that are there and right are kept, so an interrupted run continues where it stopped.
+    Existing correct label maps are kept, so an interrupted run continues where it stopped.
 
     Args:
-        plan: From :func:`plan_voc_aug`.
+        plan: Result of :func:`plan_voc_aug`.
         workers: Number of processes. Defaults to 1, which starts no other process.
 
     Returns:
-        How many label maps were written; the others were correct already.
+        Number of label maps written; the others were already correct.
 
     Raises:
         VOCAugError: If files are missing or corrupt: the message has the first 20, their number, and where to get them.
@@ -204,7 +204,7 @@ def _run(jobs: list[Job], workers: int) -> Iterator[Report]:
     if workers == 1:
         yield from map(_process, jobs)
         return
-    # Workers leave Ctrl-C to the parent, which cancels what has not begun.
+    # Workers ignore Ctrl-C; the parent cancels jobs that have not started.
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             yield from pool.map(_process, jobs, chunksize=16)
@@ -225,7 +225,7 @@ def _process(job: Job) -> Report:
 
 
 def _attempt(read: Callable[[Path], Read], path: Path, problems: list[tuple[Path, str]]) -> Read | None:
-    # Decoders raise nearly anything on corrupt files (OSError, SyntaxError, zlib.error, KeyError, ...).
+    # Decoders may raise any error on corrupt files (OSError, SyntaxError, zlib.error, KeyError, ...).
     try:
         return read(path)
     except FileNotFoundError:

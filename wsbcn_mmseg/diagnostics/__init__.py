@@ -1,1 +1,1 @@
-"""The quantities of the analysis in the paper, as functions of tensors; and whether kernels agree with float64."""
+"""The quantities of the paper's analysis as functions of tensors, and the comparison of kernels with float64."""

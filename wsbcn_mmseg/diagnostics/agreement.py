@@ -1,4 +1,4 @@
-"""BCN by one implementation, such as the Triton kernels, compared with the reference in float64.
+"""Compare an implementation of BCN, such as the Triton kernels, with the reference in float64.
 
 ``wsbcn check --gpu`` and ``tools/gpu_report.sh`` use it; the kernels' own check before their first use is smaller.
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 from wsbcn_mmseg.ops import batch_channel_norm
 from wsbcn_mmseg.ops.self_check import NEAR_ZERO, TOLERANCES
 
-ESTIMATES = 5e-6  # as TOLERANCES, of running estimates, which are float32
+ESTIMATES = 5e-6  # like TOLERANCES, for running estimates, which are float32
 QUANTITIES = ('output', 'running_mean', 'running_var', 'count of skipped updates', 'gradient of the input',
               'gradient of batch_weight', 'gradient of batch_bias', 'gradient of channel_weight',
               'gradient of channel_bias')
-LINES = 12  # of a traceback
+LINES = 12  # lines of a traceback
 
 
 class Case(NamedTuple):
@@ -29,7 +29,7 @@ class Case(NamedTuple):
     training: bool = True
     channels_last: bool = False
     relu: bool = False
-    transposed: bool = False  # strides that no memory format has
+    transposed: bool = False  # strides of no memory format
 
 
 CASES = (
@@ -54,20 +54,20 @@ MANY_CASES = (
 
 
 class Agreement(NamedTuple):
-    """The worst of a case's quantities: its largest error, and how large it may be."""
+    """The quantity of a case with the largest error, and its tolerance."""
     case: str
     dtype: str
     quantity: str
-    error: float  # in parts of the largest expected value, or of 1; NaN if there is a NaN
+    error: float  # relative to the largest expected value, or to 1; NaN if there is a NaN
     tolerance: float
 
     @property
     def good(self) -> bool:
-        return self.error <= self.tolerance  # not with NaN
+        return self.error <= self.tolerance  # False for NaN
 
 
 def agreement(case: Case, device: str, dtype: torch.dtype, impl: str) -> Agreement:
-    """Run a case forward and backward, and compare all that it computes with float64, on the same device.
+    """Run a case forward and backward, and compare all its results with float64 on the same device.
 
     A second run must give the same bits.
     """
@@ -85,14 +85,14 @@ def agreement(case: Case, device: str, dtype: torch.dtype, impl: str) -> Agreeme
 
 
 def first_failure(cases: tuple[Case, ...], device: str, dtype: torch.dtype, impl: str) -> tuple[str | None, float]:
-    """What goes wrong first, with the end of the traceback if it is an error, or None; and the largest error of output
-    and gradients until then.
+    """The first failure or None, with the end of the traceback if it is an error, and the largest error of output and
+    gradients up to then.
     """
     largest = 0.0
     for case in cases:
         try:
             one = agreement(case, device, dtype, impl)
-        except Exception as error:  # of drivers, compilers and kernels of any kind
+        except Exception as error:  # drivers, compilers and kernels may raise any error
             return f'{case.name}: {tail(error)}', largest
         if not one.good:
             return (f'{case.name}: the {one.quantity} differs by {one.error:.0e}, more than {one.tolerance:.0e}',
@@ -103,14 +103,14 @@ def first_failure(cases: tuple[Case, ...], device: str, dtype: torch.dtype, impl
 
 
 def tail(error: BaseException) -> str:
-    """The last lines of an error's traceback, the error first."""
+    """The error, followed by the last lines of its traceback."""
     lines = ''.join(traceback.format_exception(error)).rstrip().splitlines()
     return '\n'.join([f'{type(error).__name__}: {str(error).strip() or "no message"}'.splitlines()[0],
                       *lines[-LINES:]])
 
 
 def _inputs(case: Case, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """x, dy, gamma^b, beta^b, estimates, gamma^c, beta^c with nothing at its default; all but x and dy in float32."""
+    """x, dy, gamma^b, beta^b, estimates, gamma^c and beta^c, none with default values; all but x and dy in float32."""
     random = torch.Generator().manual_seed(0)
     channels = case.shape[1]
     x, dy = (torch.randn(case.shape, generator=random) for _ in range(2))
@@ -137,7 +137,7 @@ def _call(case: Case, tensors: list[Tensor], impl: str, skipped: Tensor | None =
 
 
 def _results(case: Case, inputs: list[Tensor], impl: str) -> list[Tensor]:
-    """In the order of :data:`QUANTITIES`."""
+    """Results in the order of :data:`QUANTITIES`."""
     tensors = [tensor.detach().clone(memory_format=torch.preserve_format) for tensor in inputs]
     leaves = [tensors[index].requires_grad_() for index in (0, 2, 3, 6, 7)]
     skipped = torch.zeros_like(tensors[4], dtype=torch.int64)

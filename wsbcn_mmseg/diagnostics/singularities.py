@@ -1,4 +1,4 @@
-"""How far a network is from elimination singularities (Sections 3.2 and 6.1).
+"""Measures of how far a network is from elimination singularities (Sections 3.2 and 6.1).
 
 A channel is eliminated if ReLU sets it to zero for all inputs, and under-represented if it is small compared with the
 channels that are normalized together with it. All functions take per-channel statistics of shape (C,), which
@@ -13,8 +13,8 @@ from torch import Tensor
 def stat_diff(mean: Tensor, var: Tensor, num_groups: int) -> Tensor:
     """Statistical difference between the channels that are normalized together (Eq. 35).
 
-    The deviation of the channels' means over the mean of their deviations, without unit: 0 where all channels have the
-    same mean, as after batch normalization, large where the largest channels leave nothing of the others.
+    It is the standard deviation of the channel means divided by the mean of the channel deviations, without unit. It is
+    0 if all channels have the same mean, as after batch normalization, and large if few channels dominate the others.
 
     Args:
         mean, var: Running mean and variance of each channel after a convolution, before the norm; shape (C,).
@@ -28,7 +28,7 @@ def stat_diff(mean: Tensor, var: Tensor, num_groups: int) -> Tensor:
 
 
 def eliminated(maximum: Tensor) -> Tensor:
-    """Which channels are constantly deactivated (Section 3.2): whose largest value after the norm is below 0.
+    """Which channels are always deactivated (Section 3.2): their largest value after the norm is below 0.
 
     Args:
         maximum: Largest value of each channel after the norm, before ReLU, over a window of iterations; shape (C,).
@@ -44,7 +44,7 @@ def under_represented(size: Tensor, fraction: float = .1) -> Tensor:
 
     Args:
         size: How often each channel is active, in [0, 1], or its scale, the deviation after the norm; shape (C,).
-        fraction: Of the layer's median, below which a channel counts. Defaults to 0.1.
+        fraction: A channel counts if it is below this fraction of the layer's median. Defaults to 0.1.
 
     Returns:
         bool of shape (C,).
@@ -55,7 +55,7 @@ def under_represented(size: Tensor, fraction: float = .1) -> Tensor:
 def distance_to_batch_norm(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """How far normalized channels are from mean 0 and variance 1, which batch normalization gives (Section 6.1.3).
 
-    In the coordinates of Eq. 33 and Fig. 5: sigma_mu and sigma_sigma, estimated from the layer's channels as root mean
+    The coordinates are sigma_mu and sigma_sigma of Eq. 33 and Fig. 5, estimated from the layer's channels as root mean
     squares about the values of batch normalization.
 
     Args:
@@ -71,8 +71,8 @@ def distance_to_batch_norm(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 def weight_elimination(weights: Iterable[Tensor]) -> Tensor:
     """The older measure, on weights (Section 3.2): the mean over layers of min |w_c|_1 / avg |w_c|_1.
 
-    w_c are the weights that take input channel c. 0 where some layer ignores a channel in all layers; the paper finds
-    0.55 in a trained ResNet-50, which is why it measures activations instead.
+    w_c are the weights of input channel c. The result is 0 if every layer ignores one of its input channels. The paper
+    finds 0.55 in a trained ResNet-50, and therefore measures activations instead.
 
     Args:
         weights: Kernels of shape (O, I, *kernel_size) of ungrouped convolutions.
@@ -81,7 +81,7 @@ def weight_elimination(weights: Iterable[Tensor]) -> Tensor:
         A 0-dim tensor in [0, 1].
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no kernels.
     """
     norms = [weight.abs().transpose(0, 1).flatten(1).sum(1) for weight in weights]
     if not norms:

@@ -1,4 +1,4 @@
-"""What Weight Standardization takes out of gradients and Hessians (Section 5.2)."""
+"""The parts that Weight Standardization removes from gradients and Hessians (Section 5.2)."""
 from collections.abc import Callable
 
 import torch
@@ -6,16 +6,16 @@ from torch import Tensor
 
 
 def gradient_shares(standardized: Tensor, gradient: Tensor) -> Tensor:
-    r"""What Eq. 12 and Eq. 11 remove of the gradient, and what is left (Eq. 17 and 20; Fig. 4, right).
+    r"""The parts of the gradient that Eq. 12 and Eq. 11 remove, and what is left (Eq. 17 and 20; Fig. 4, right).
 
-    Of each output channel, with I its fan-in:
+    For each output channel with fan-in I:
     :math:`\frac1I \langle\hat W, \nabla\rangle^2`, :math:`\frac1I \langle 1, \nabla\rangle^2` and
-    :math:`\sigma_W^2 \|\nabla_W L\|^2`, as shares of their sum, which is the squared gradient norm itself as far as
-    :math:`\|\hat W\|^2 = I`, that is, where eps of Eq. 7 is small compared with the variance.
+    :math:`\sigma_W^2 \|\nabla_W L\|^2`, as shares of their sum. The sum equals the squared gradient norm if
+    :math:`\|\hat W\|^2 = I`, that is, if eps of Eq. 7 is small compared with the variance.
 
     Args:
         standardized: The standardized kernel :math:`\hat W`, shape (O, I/groups, *kernel_size).
-        gradient: Of the loss with respect to it, :math:`\nabla = \nabla_{\hat W} L`; same shape.
+        gradient: Gradient of the loss with respect to it, :math:`\nabla = \nabla_{\hat W} L`; same shape.
 
     Returns:
         Shares removed by Eq. 12, removed by Eq. 11, and left, shape (O, 3); NaN where the gradient is zero.
@@ -34,7 +34,7 @@ def gradient_shares(standardized: Tensor, gradient: Tensor) -> Tensor:
 def hessian_norms(loss: Callable[[Tensor], Tensor], weight: Tensor, channel: int) -> tuple[Tensor, Tensor, Tensor]:
     r"""Squared Frobenius norm of a channel's Hessian block before and after centring the weights (Eq. 21-24).
 
-    Row by row, by Hessian-vector products: 2 I of them, so for small layers.
+    It is computed row by row with 2 I Hessian-vector products, so it suits small layers only.
 
     Args:
         loss: The loss as a function of the centered kernel :math:`\dot W`; twice differentiable.
@@ -42,7 +42,7 @@ def hessian_norms(loss: Callable[[Tensor], Tensor], weight: Tensor, channel: int
         channel: Output channel of the block.
 
     Returns:
-        :math:`\|\dot H\|_F^2`, :math:`\|H\|_F^2`, and the least difference that Eq. 24 promises,
+        :math:`\|\dot H\|_F^2`, :math:`\|H\|_F^2`, and the minimum difference by Eq. 24,
         :math:`(\sum_{ij} \dot H_{ij})^2 / I^2`; 0-dim tensors. (The paper prints the norms without their squares.)
     """
     def center(w: Tensor) -> Tensor:

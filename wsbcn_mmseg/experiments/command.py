@@ -7,10 +7,10 @@ from .comparison import Comparison, TrainingsFailed, check_all_succeeded
 
 
 def require_packages(**advice: str) -> None:
-    """End the program with a sentence if a package that the trainings import is not installed.
+    """Exit with a message if a package that the trainings import is not installed.
 
     Args:
-        advice: What to run for each package, by its import name, such as ``sklearn='pip install scikit-learn'``.
+        advice: The command to install each package, by import name, such as ``sklearn='pip install scikit-learn'``.
     """
     missing = [name for name in advice if importlib.util.find_spec(name) is None]
     if missing:
@@ -19,7 +19,7 @@ def require_packages(**advice: str) -> None:
 
 
 def finish(comparison: Comparison) -> None:
-    """Run a comparison and print its table; if a training failed, end the program with the reason."""
+    """Run a comparison and print its table; if a training failed, exit with the reason."""
     try:
         print(comparison.run())
     except TrainingsFailed as error:
@@ -27,7 +27,7 @@ def finish(comparison: Comparison) -> None:
 
 
 def report_failures(rows: list[dict]) -> None:
-    """End the program with the reason if a training of :func:`~wsbcn_mmseg.experiments.comparison.train_all` failed."""
+    """Exit with the reason if a training of :func:`~wsbcn_mmseg.experiments.comparison.train_all` failed."""
     try:
         check_all_succeeded(rows)
     except TrainingsFailed as error:

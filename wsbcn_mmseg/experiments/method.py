@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Method:
-    """A norm and a convolution under the name that tables show.
+    """A combination of norm and convolution, with its name in tables.
 
     Attributes:
-        name: As in the paper's tables.
+        name: Name as in the paper's tables.
         norm_cfg: Config of the norm.
-        conv_cfg: Config of the convolutions that the norm follows; None for ordinary ones.
-        single: Settings of the norm that differ where an update has one image.
+        conv_cfg: Config of the convolutions before the norm; None for ordinary ones.
+        single: Settings of the norm that differ if an update has one image.
         activates: Whether the norm contains the activation (:mod:`wsbcn_mmseg.layers.norm_act`).
-        several_values: Whether the norm needs several values of each channel. With one image per update it is then left
-            out of the segmentation head's pooling branch, whose maps have one position.
+        several_values: Whether the norm needs several values per channel. If so, and if an update has one image, it is
+            omitted in the pooling branch of the segmentation head, whose maps have one position.
     """
     name: str
     norm_cfg: dict = field(hash=False)
@@ -28,11 +28,11 @@ class Method:
         return file_name(self.name)
 
     def settings(self, batch: int, parts: tuple[str, ...] = ('backbone', ), backbone: str = 'CIFARResNet') -> dict:
-        """Settings over a config whose parts name no norm, keys in dots as for ``Config.merge_from_dict``.
+        """Settings for a config without norms, with dotted keys as for ``Config.merge_from_dict``.
 
         Args:
             batch: Images per update.
-            parts: Parts of the model. Defaults to the backbone alone.
+            parts: Parts of the model. Defaults to the backbone only.
             backbone: Class of the backbone. Defaults to ``'CIFARResNet'``.
         """
         norm = self.norm_cfg | (self.single if batch == 1 else {})
@@ -47,7 +47,7 @@ class Method:
         return settings
 
     def segmentor_settings(self, batch: int) -> dict:
-        """:meth:`settings` of the backbone and the head of a small DeepLabV3, over ``_base_/mini_voc.py`` or
+        """:meth:`settings` for the backbone and head of a small DeepLabV3 in ``_base_/mini_voc.py`` or
         ``_base_/camvid_deeplabv3_r18.py``."""
         settings = self.settings(batch, ('backbone', 'decode_head'), 'ResNet')
         if self.several_values and batch == 1:
@@ -58,7 +58,7 @@ class Method:
 
 
 def file_name(text: str) -> str:
-    """Lower-case letters and digits, with an underscore for all else."""
+    """Lower-case letters and digits; other characters become underscores."""
     return re.sub('[^a-z0-9]+', '_', text.lower())
 
 
@@ -68,12 +68,12 @@ def options(settings: dict) -> tuple[str, ...]:
 
 
 def methods(min_channels_per_group: int = 2) -> dict[str, Method]:
-    """The table of all methods, by name; a new norm is a row here.
+    """All methods by name; to add a norm, add a row here.
 
-    BCN is in large-batch mode where an update has several images, and follows Algorithm 1 where it has one.
+    BCN uses large-batch mode if an update has several images, and Algorithm 1 if it has one.
 
     Args:
-        min_channels_per_group: Of every norm with groups. Defaults to 2, as for BCN.
+        min_channels_per_group: Minimum for every norm with groups. Defaults to 2, as for BCN.
     """
     width = dict(min_channels_per_group=min_channels_per_group)
     ws, gn = dict(type='ConvWS'), dict(type='GNByWidth', **width)

@@ -15,13 +15,13 @@ TITLES = ('Image', 'Label (white: void)', 'Prediction')
 
 
 def draw_predictions(model: nn.Module, dataset: BaseSegDataset, out: Path, count: int = 4) -> Path:
-    """Write a picture of ``count`` images of a data set, evenly spaced, with their labels and predictions.
+    """Draw ``count`` evenly spaced images of a data set with their labels and predictions.
 
     Args:
-        model: From :func:`wsbcn_mmseg.load_segmentor`.
-        dataset: Its samples name an image and a label file; labels are class indices.
-        out: Picture to write; the suffix determines the format.
-        count: Images to show. Defaults to 4.
+        model: Result of :func:`wsbcn_mmseg.load_segmentor`.
+        dataset: A data set whose samples name an image file and a label file; labels are class indices.
+        out: Image to write; the suffix determines the format.
+        count: Number of images to show. Defaults to 4.
 
     Returns:
         ``out``.
@@ -47,7 +47,7 @@ def draw_predictions(model: nn.Module, dataset: BaseSegDataset, out: Path, count
 
 
 def _color(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Class indices (H, W) as a picture (H, W, 3); other labels in white."""
+    """Class indices (H, W) as an RGB image (H, W, 3); other labels are white."""
     return np.append(palette, [[255, 255, 255]], 0).astype(np.uint8)[np.minimum(label, len(palette))]
 
 

@@ -1,4 +1,4 @@
-"""Methods at their own best learning rates: chosen on validation images, reported on test images."""
+"""Select the best learning rate of each method on validation images, and report scores on test images."""
 import statistics
 
 from wsbcn_mmseg.runtime.records import markdown_table
@@ -17,7 +17,7 @@ def best_settings(groups: dict[Setting, list[Training]], results: list[dict], ch
         choose: Key of the validation score in ``scores``.
 
     Returns:
-        One setting for each method and budget; those where every first seed failed are left out.
+        One setting for each method and budget, except those where every first seed failed.
     """
     scores = _scores(results)
     best: dict[tuple[str, int], Setting] = {}
@@ -31,10 +31,10 @@ def best_settings(groups: dict[Setting, list[Training]], results: list[dict], ch
 
 
 def setting_rows(groups: dict[Setting, list[Training]], results: list[dict], choose: str, report: str) -> list[dict]:
-    """A row for every setting that has results: means and standard errors over its seeds.
+    """A row for every setting with results: means and standard errors over its seeds.
 
     Args:
-        groups, results, choose: As for :func:`best_settings`.
+        groups, results, choose: See :func:`best_settings`.
         report: Key of the test score in ``scores``.
 
     Returns:
@@ -52,13 +52,13 @@ def setting_rows(groups: dict[Setting, list[Training]], results: list[dict], cho
             values = [score[key] for score in found]
             row[part] = statistics.mean(values)
             row[f'{part}_std_error'] = statistics.stdev(values) / len(values)**.5 if len(values) > 1 else None
-        losses = [score['loss'] for score in found if 'loss' in score]  # short trainings log none
+        losses = [score['loss'] for score in found if 'loss' in score]  # short trainings log no loss
         rows.append(row | dict(loss=statistics.mean(losses) if losses else None))
     return rows
 
 
 def setting_table(rows: list[dict]) -> str:
-    """Rows of :func:`setting_rows` in Markdown; the test score of the chosen learning rates is bold."""
+    """Rows of :func:`setting_rows` in Markdown; test scores of chosen learning rates are bold."""
     shown = [row | dict(validation=_mean_and_error(row, 'validation'),
                         test=f'**{_mean_and_error(row, "test")}**' if row['chosen'] else _mean_and_error(row, 'test'))
              for row in rows]

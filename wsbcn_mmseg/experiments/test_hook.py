@@ -1,4 +1,4 @@
-"""Scores on test images at the end of a training."""
+"""Evaluate on test images at the end of a training."""
 from numbers import Real
 
 from mmengine.hooks import Hook
@@ -7,9 +7,9 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class TestAfterTrainingHook(Hook):
-    """Run the test loop once when training ends, and log its metrics as ``test/...`` beside those of validation.
+    """Run the test loop once after training, and log its metrics as ``test/...`` next to those of validation.
 
-    With it, settings can be chosen on validation images and reported on test images, from one run.
+    One run then has validation scores to choose settings by, and test scores to report.
     """
     priority = 'LOW'  # after the logger has written the last validation
     __test__ = False  # of pytest

@@ -1,4 +1,4 @@
-"""The paper's Figures 4, 6 and 7, and a map of eliminated channels, from the records of ``NormStatisticsHook``."""
+"""Plot Figures 4, 6 and 7 of the paper, and a map of eliminated channels, from the log of ``NormStatisticsHook``."""
 import itertools
 import statistics
 from pathlib import Path
@@ -16,10 +16,10 @@ SHARES = {'gradient_eq11': 'removed by Eq. 11 (- mean)', 'gradient_eq12': 'remov
 
 
 def read_norm_statistics(work_dir: str | Path) -> list[dict]:
-    """The lines of a run, oldest first; of iterations that a resumed run repeated, the last.
+    """The lines of a run, oldest first. If a resumed run repeated an iteration, the last line is used.
 
     Raises:
-        FileNotFoundError: If the run was not watched.
+        FileNotFoundError: If the run did not use ``NormStatisticsHook``.
     """
     path = Path(work_dir) / FILE
     if not path.is_file():
@@ -38,22 +38,22 @@ def save(figure: Figure, out: Path) -> list[Path]:
 
 
 def _series(lines: list[dict], key: str, axis: str) -> tuple[list[float], list[list[float]]]:
-    """When, and the layers' values at each."""
+    """The times, and the values of the layers at each."""
     kept = [(line, values) for line in lines
             if (values := [layer[key] for layer in line['layers'].values() if layer.get(key) is not None])]
     return [line[axis] for line, _ in kept], [values for _, values in kept]
 
 
 def _axis(lines: list[dict]) -> str:
-    """Runs by epochs have both, runs by iterations only these."""
+    """Key of the horizontal axis: epochs if all lines have them, else iterations."""
     return 'epoch' if all('epoch' in line for line in lines) else 'iter'
 
 
 def plot_stat_diff(runs: dict[str, list[dict]]) -> Figure:
-    """Mean of StatDiff (Eq. 35) over the layers of each run, and its deviation as a band, over epochs (Fig. 6).
+    """Plot the mean of StatDiff (Eq. 35) over the layers of each run, with its deviation as a band (Fig. 6).
 
     Args:
-        runs: Lines of :func:`read_norm_statistics` by the name to show.
+        runs: Lines of :func:`read_norm_statistics`, by the name to show.
     """
     figure, axes = plt.subplots(figsize=(6.4, 4), layout='constrained')
     axis = _axis([line for lines in runs.values() for line in lines])
@@ -72,13 +72,13 @@ def plot_stat_diff(runs: dict[str, list[dict]]) -> Figure:
 
 
 def plot_gradient_shares(lines: list[dict]) -> Figure:
-    """What Eq. 11 and Eq. 12 remove of the squared gradient norm, and what is left, on a log axis (Fig. 4, right).
+    """Plot the shares of the squared gradient norm that Eq. 11 and Eq. 12 remove and leave (Fig. 4, right; log axis).
 
     Args:
-        lines: Of a run watched with ``gradients=True``.
+        lines: Lines of a run with ``NormStatisticsHook(gradients=True)``.
 
     Raises:
-        ValueError: If it was not.
+        ValueError: If the lines have no gradient shares.
     """
     figure, axes = plt.subplots(figsize=(5.4, 4), layout='constrained')
     draw_gradient_shares(axes, lines)
@@ -86,7 +86,7 @@ def plot_gradient_shares(lines: list[dict]) -> Figure:
 
 
 def draw_gradient_shares(axes: plt.Axes, lines: list[dict]) -> None:
-    """:func:`plot_gradient_shares` into given axes."""
+    """Draw :func:`plot_gradient_shares` into the given axes."""
     if not any('gradient_left' in layer for line in lines for layer in line['layers'].values()):
         raise ValueError('the run has no gradient shares; train with NormStatisticsHook(gradients=True) and ConvWS')
     for color, marker, (key, label) in zip(COLORS, MARKERS, SHARES.items(), strict=False):
@@ -99,7 +99,7 @@ def draw_gradient_shares(axes: plt.Axes, lines: list[dict]) -> None:
 
 
 def plot_eliminated(lines: list[dict], title: str = '') -> Figure:
-    """Share of eliminated channels, layer by layer over iterations.
+    """Plot the share of eliminated channels of each layer over iterations.
 
     Raises:
         ValueError: If no norm ran.
@@ -122,10 +122,10 @@ def plot_eliminated(lines: list[dict], title: str = '') -> Figure:
 
 
 def plot_histograms(lines: list[dict]) -> Figure:
-    """Histograms of two channels of one layer, before and after the norm, at the last sample that has them (Fig. 7).
+    """Plot histograms of two channels of one layer, before and after the norm, from the last sample with them (Fig. 7).
 
     Raises:
-        ValueError: If the run kept none.
+        ValueError: If the run has no histograms.
     """
     line = next((line for line in reversed(lines) if line.get('histogram')), None)
     if line is None:
@@ -137,7 +137,7 @@ def plot_histograms(lines: list[dict]) -> Figure:
         width = (data['high'] - data['low']) / len(data['counts'][0])
         centers = [data['low'] + (i + .5) * width for i in range(len(data['counts'][0]))]
         for color, channel, counts in zip(COLORS, histogram['channels'], data['counts'], strict=False):
-            # ReLU, which follows the norm, removes values below 0: draw them pale
+            # Values below 0 are drawn pale, because the ReLU after the norm removes them
             alphas = [.25 if place == 'after' and center < 0 else .8 for center in centers]
             bars = axes.bar(centers, counts, width, color=color, label=f'channel {channel}')
             for bar, alpha in zip(bars, alphas, strict=True):

@@ -1,4 +1,4 @@
-"""Whether conversion works for the networks that MMSegmentation ships."""
+"""Test the conversion with the networks that MMSegmentation ships."""
 import functools
 import re
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class Result:
     """The result for one family.
 
     Attributes:
-        family: Config, below the configs folder of MMSegmentation.
+        family: Path of a config in the configs folder of MMSegmentation.
         outcome: ``'ok'``, or the reason for the failure.
-        bcn, conv_ws, plain_convs: Layers after the conversion.
+        bcn, conv_ws, plain_convs: Numbers of layers after the conversion.
     """
     family: str
     outcome: str
@@ -52,17 +52,17 @@ def families() -> tuple[str, ...]:
 
 
 def _rank(path: Path) -> int:
-    """Where a config stands in the order of ``SMALL``."""
+    """Position of a config in the order of ``SMALL``."""
     return next((rank for rank, mark in enumerate(SMALL) if mark in path.stem), len(SMALL))
 
 
 def check(family: str, size: int = 128) -> Result:
-    """Convert a family by :func:`apply_bcn_ws`, train on one image for one step, and evaluate one.
+    """Convert a family by :func:`apply_bcn_ws`, train it for one step on one image, and evaluate it on one image.
 
     Args:
         family: One of :func:`families`.
-        size: Side of the image, in pixels; families that do not run on it unconverted get their own crop size.
-            Defaults to 128.
+        size: Side of the image, in pixels. Families whose unconverted network does not run on it get their own crop
+            size. Defaults to 128.
     """
     init_default_scope('mmseg')
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def check(family: str, size: int = 128) -> Result:
     for side in (size, None):
         try:
             return _converted(family, side)
-        except Exception as error:  # of networks that are not ours
+        except Exception as error:  # networks of others may raise any error
             failure = _failure_unconverted(family, side)
             if failure is None:
                 return Result(family, describe(error))
@@ -103,7 +103,7 @@ def _small_config(family: str, size: int | None) -> Config:
     preprocessor = cfg.model.setdefault('data_preprocessor', dict(type='SegDataPreProcessor', bgr_to_rgb=True))
     size = size or backbone.get('img_size', 512) if size or not preprocessor.get('size') else preprocessor.size
     preprocessor.size = (size, size) if isinstance(size, int) else tuple(size)
-    cfg.model.test_cfg = dict(mode='whole')  # some base files have sliding windows that configs above complete
+    cfg.model.test_cfg = dict(mode='whole')  # some base files have sliding windows that other configs complete
     return cfg
 
 
@@ -132,7 +132,7 @@ def _failure_unconverted(family: str, size: int | None) -> Exception | None:
     try:
         model = MODELS.build(_small_config(family, size).model)
         _train_and_evaluate(revert_sync_batchnorm(model), batch_size=2)
-    except Exception as error:  # of networks that are not ours
+    except Exception as error:  # networks of others may raise any error
         return error
     return None
 
@@ -159,7 +159,7 @@ def _sample(model: nn.Module) -> tuple[torch.Tensor, SegDataSample]:
 
 
 def read_table(path: Path) -> list[Result]:
-    """The results in a table that :func:`table` wrote; none if there is no file."""
+    """The results in a table written by :func:`table`; empty if there is no file."""
     if not path.is_file():
         return []
     rows = re.findall(r'^\| `(.+?)` \| (\d*) \| (\d*) \| (.*) \|$', path.read_text(), re.M)

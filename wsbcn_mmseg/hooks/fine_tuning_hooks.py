@@ -13,10 +13,11 @@ from wsbcn_mmseg.ops.arguments import check_integer
 @HOOKS.register_module()
 class CalibrateHook(Hook):
     """Before training, set the channel normalization of converted layers from a few training images; see
-    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. Resumed trainings are left as they are.
+    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. The hook does nothing when a training is
+    resumed.
 
     Args:
-        num_images: Images to use. Defaults to 10.
+        num_images: Number of images to use. Defaults to 10.
     """
 
     def __init__(self, num_images: int = 10):
@@ -36,11 +37,11 @@ class CalibrateHook(Hook):
 
 @HOOKS.register_module()
 class NormEvalHook(Hook):
-    """Keep running statistics fixed in training, those of BatchNorm and the estimates of BCN: ``norm_eval=True`` for
-    networks that have no such argument.
+    """Keep the running statistics of BatchNorm and BCN fixed in training. It does what ``norm_eval=True`` does, for
+    networks that do not have this argument.
 
     Args:
-        parts: Names of the parts of the model. Defaults to the backbone.
+        parts: Names of the parts of the model whose statistics are fixed. Defaults to the backbone.
     """
 
     def __init__(self, parts: Iterable[str] = ('backbone', )):

@@ -9,7 +9,8 @@ from wsbcn_mmseg.conversion import fuse_relu
 
 @HOOKS.register_module()
 class FuseReLUHook(Hook):
-    """Call :func:`wsbcn_mmseg.fuse_relu` before training: on the CPU it saves a pass over the activation each way.
+    """Call :func:`wsbcn_mmseg.fuse_relu` before training. On the CPU this saves one pass over the activation in forward
+    and one in backward.
 
     Examples:
         >>> custom_hooks = [dict(type='FuseReLUHook')]

@@ -1,4 +1,4 @@
-"""Kernels are standardized once per optimizer step under gradient accumulation."""
+"""Standardize kernels once per optimizer step under gradient accumulation."""
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -10,14 +10,14 @@ from wsbcn_mmseg.layers import HeldKernels
 class HeldKernelsHook(Hook):
     """Standardize the kernels of every ``ConvWS`` once per optimizer step, not once per forward pass.
 
-    Works with ``optim_wrapper.accumulative_counts`` above 1, mixed precision and several processes included; gradients
+    Requires ``optim_wrapper.accumulative_counts`` above 1; works with mixed precision and several processes. Gradients
     are the same except for rounding, see :class:`~wsbcn_mmseg.layers.HeldKernels`. Without accumulation, with several
     optimizers, or with a compiled network, the hook does nothing.
 
     Examples:
         >>> custom_hooks = [dict(type='HeldKernelsHook')]
     """
-    priority = 'VERY_HIGH'  # after an iteration, other hooks see the network without held kernels
+    priority = 'VERY_HIGH'  # other hooks that run after an iteration get the network without held kernels
 
     def before_train(self, runner: Runner) -> None:
         self._kernels, wrapper = None, runner.optim_wrapper
@@ -28,7 +28,7 @@ class HeldKernelsHook(Hook):
         except ValueError as error:
             runner.logger.warning(f'HeldKernelsHook does nothing: {error}')
             return
-        vars(wrapper).pop('step', None)  # of a training that was interrupted
+        vars(wrapper).pop('step', None)  # left by an interrupted training
         step, kernels = wrapper.step, self._kernels
 
         def complete_and_step(**kwargs) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from wsbcn_mmseg.layers.bcn import default_num_groups
 from wsbcn_mmseg.ops.planes import dense_format, plane_moments
 
-ROWS = ('mean_in', 'var_in', 'mean_out', 'var_out', 'maximum', 'active')  # of a sample, each of shape (C,)
+ROWS = ('mean_in', 'var_in', 'mean_out', 'var_out', 'maximum', 'active')  # rows of a sample, each of shape (C,)
 
 
 def merge(samples: Tensor, counts: Tensor) -> Tensor:
-    """One sample from several, of calls or of ranks, as if all their values had been seen at once.
+    """Merge samples of several calls or ranks into one, as if all their values were sampled together.
 
     Args:
         samples: Shape (S, 6, C), rows as in ``ROWS``.
@@ -49,9 +49,9 @@ def sample_norm(x: Tensor, y: Tensor) -> Tensor:
 class WatchedNorm:
     """A norm and its samples."""
     norm: nn.Module
-    samples: list[Tensor] = field(default_factory=list)  # of this iteration's calls
+    samples: list[Tensor] = field(default_factory=list)  # of the calls in this iteration
     counts: list[int] = field(default_factory=list)
-    affine: Tensor | None = None  # scale and shift as the samples saw them, shape (2, C)
+    affine: Tensor | None = None  # scale and shift at the time of the samples, shape (2, C)
     running: Tensor | None = None  # mean and variance before the norm, shape (2, C)
     maxima: deque = field(default_factory=deque)
 
@@ -61,7 +61,7 @@ class WatchedNorm:
 
     @property
     def num_groups(self) -> int:
-        """Groups that are normalized together; for norms without groups, those that GroupNorm would take."""
+        """Number of groups that are normalized together; for norms without groups, GroupNorm's default."""
         return getattr(self.norm, 'num_groups', None) or default_num_groups(self.channels)
 
     def see(self, x: Tensor, y: Tensor) -> None:
@@ -73,7 +73,7 @@ class WatchedNorm:
         self.affine = torch.stack([p.float().repeat_interleave(self.channels // len(p)) for p in (scale, shift)])
 
     def take(self) -> Tensor:
-        """This iteration's calls as one sample, flat: count, rows, scale and shift; count 0 where there were none."""
+        """The calls of this iteration as one flat sample: count, rows, scale and shift. Count is 0 without calls."""
         if not self.samples:
             return torch.zeros(1 + (len(ROWS) + 2) * self.channels)
         counts = torch.tensor(self.counts, dtype=torch.float32, device=self.samples[0].device)
@@ -82,7 +82,7 @@ class WatchedNorm:
         return torch.cat([counts.sum()[None], sample.flatten(), self.affine.flatten()]).float()
 
     def update(self, flat: Tensor, momentum: float, window: int) -> Tensor | None:
-        """Take in the samples of all ranks, shape (ranks, 1 + 8 C); returns the merged one."""
+        """Merge the samples of all ranks, shape (ranks, 1 + 8 C), into one, and update the running statistics by it."""
         flat = flat[flat[:, 0] > 0]
         if not len(flat):
             return None

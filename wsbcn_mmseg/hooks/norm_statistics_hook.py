@@ -1,4 +1,4 @@
-"""Watch norms for eliminated and under-represented channels, and gradients for what WS removes from them."""
+"""Monitor eliminated and under-represented channels of norms, and the parts of gradients that WS removes."""
 import json
 import math
 from pathlib import Path
@@ -26,11 +26,11 @@ FILE = 'norm_statistics.jsonl'
 
 @HOOKS.register_module()
 class NormStatisticsHook(Hook):
-    """Watch every norm of a network for eliminated and under-represented channels while it trains.
+    """Monitor every norm of a network for eliminated and under-represented channels during training.
 
-    Every ``interval`` iterations the inputs and outputs of all BatchNorm, InstanceNorm, GroupNorm and BCN layers are
-    read, once, on the way. Means over the network go to the run's own visualization backends as ``norm/...``, and
-    ``work_dir/norm_statistics.jsonl`` gets a line with these numbers of every layer:
+    Every ``interval`` iterations, forward hooks read the inputs and outputs of all BatchNorm, InstanceNorm, GroupNorm
+    and BCN layers. Means over the network are written to the run's visualization backends as ``norm/...``, and a line
+    with these numbers for every layer is appended to ``work_dir/norm_statistics.jsonl``:
 
     - ``stat_diff``: StatDiff of Eq. 35 from running statistics before the norm, mean over the layer's groups;
     - ``eliminated``: share of channels whose maximum after the norm was below 0 in the last ``window`` samples;
@@ -39,19 +39,19 @@ class NormStatisticsHook(Hook):
     - ``distance_mean``, ``distance_scale``: the distance to batch normalization of Section 6.1.3, before the norm's
       last affine map (BCN's batch part has one of its own, which counts).
 
-    Samples of all ranks are merged, in one collective. No gradient changes, nothing enters checkpoints, and the
-    recomputation of activation checkpointing is not counted.
+    The samples of all ranks are merged in one collective. Gradients do not change, checkpoints do not contain the
+    samples, and recomputation by activation checkpointing is not counted.
 
     Args:
-        interval: Iterations (forward passes) between samples, of which the last is watched. Defaults to 50.
-        first: Watch the first iteration of each interval instead, as Fig. 4 does in each epoch. Defaults to False.
-        window: Samples over which the maximum is taken. Defaults to 20.
-        momentum: Of the running statistics, per sample. Defaults to 0.1.
-        fraction: Of the median, see above. Defaults to 0.1.
-        gradients: Also take what Eq. 11 and Eq. 12 remove of the gradients of every ``ConvWS`` (Fig. 4, right), at the
-            price of one more weight gradient per sample. Defaults to False.
-        histograms: Name of a norm of which each sample keeps histograms of two channels of one group, before and after
-            (Fig. 7). Defaults to None.
+        interval: Length of an interval in iterations (forward passes); its last iteration is sampled. Defaults to 50.
+        first: Sample the first iteration of each interval instead, as Fig. 4 does in each epoch. Defaults to False.
+        window: Number of samples over which the maximum is taken. Defaults to 20.
+        momentum: Momentum of the running statistics, per sample. Defaults to 0.1.
+        fraction: Fraction of the median, see above. Defaults to 0.1.
+        gradients: Also measure the parts that Eq. 11 and Eq. 12 remove from the gradients of every ``ConvWS`` (Fig. 4,
+            right). This costs one more weight gradient per sample. Defaults to False.
+        histograms: Name of a norm. Each sample then has histograms of two channels of one of its groups, before and
+            after the norm (Fig. 7). Defaults to None.
 
     Raises:
         ValueError: If a number is out of range or ``histograms`` names no norm of the network.
@@ -91,7 +91,7 @@ class NormStatisticsHook(Hook):
         self._shares: dict[str, Tensor] = {}
         self._histogram = None
         file = Path(runner.work_dir, FILE)
-        if is_main_process() and file.exists():  # of a run before, as far as this one goes on from it
+        if is_main_process() and file.exists():  # keep the lines of the run that this one resumes
             kept = [line for line in file.read_text().splitlines(keepends=True) if _iteration(line) <= runner.iter]
             file.write_text(''.join(kept))
 
@@ -146,7 +146,7 @@ class NormStatisticsHook(Hook):
     def _watch_gradient(self, name: str):
 
         def watch(conv, inputs, output):
-            if not output.requires_grad:  # the first pass of a checkpointed segment; its recomputation has a graph
+            if not output.requires_grad:  # the first pass of a checkpointed segment; the recomputation has a graph
                 return
             x, dtype = inputs[0].detach(), output.dtype
 
@@ -163,13 +163,13 @@ class NormStatisticsHook(Hook):
         return watch
 
     def _report(self) -> dict[str, dict[str, float]]:
-        """Numbers of every layer that ran, from all ranks' samples."""
+        """Numbers of every layer that ran, from the samples of all ranks."""
         device = next((s.device for layer in self._layers.values() for s in layer.samples), torch.device('cpu'))
         missing = torch.full((3, ), math.nan, device=device)
         flats = [layer.take().to(device) for layer in self._layers.values()]
         flats += [self._shares.get(name, missing).to(device) for name in self._convs]
         self._shares = {}
-        gathered = torch.stack(all_gather(torch.cat(flats))).cpu()  # the one wait for the device
+        gathered = torch.stack(all_gather(torch.cat(flats))).cpu()  # the only synchronization
         gathered = gathered.split([len(flat) for flat in flats], dim=1)
         report = {}
         for (name, layer), flat in zip(self._layers.items(), gathered, strict=False):
@@ -194,7 +194,7 @@ class NormStatisticsHook(Hook):
 
     @staticmethod
     def _summary(report: dict[str, dict[str, float]]) -> dict[str, float]:
-        """Means over the layers that have a number."""
+        """Means over the layers that have the number."""
         names = dict.fromkeys(name for layer in report.values() for name in layer)
         values = {name: [layer[name] for layer in report.values() if layer.get(name) is not None] for name in names}
         return {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
@@ -203,7 +203,7 @@ class NormStatisticsHook(Hook):
 def _iteration(line: str) -> float:
     try:
         return json.loads(line)['iter']
-    except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+    except (ValueError, KeyError, TypeError):  # incomplete because the run was killed
         return math.inf
 
 
@@ -213,7 +213,7 @@ def _finite(values: Tensor) -> list[float | None]:
 
 
 def _histograms(x: Tensor, y: Tensor, layer: WatchedNorm, bins: int = 40) -> dict:
-    """Counts of the two channels of the first group whose means differ most, before and after the norm."""
+    """Histograms before and after the norm of the two channels in the first group whose means differ most."""
     group = x.detach().float().transpose(0, 1).flatten(1)[:max(2, layer.channels // layer.num_groups)]
     means = group.mean(1)
     channels = [int(means.argmin()), int(means.argmax())]

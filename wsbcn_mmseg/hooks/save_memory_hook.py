@@ -1,4 +1,4 @@
-"""Let a network save activation memory in training."""
+"""Reduce the activation memory of a network in training."""
 from collections.abc import Iterable
 
 from mmengine.hooks import Hook

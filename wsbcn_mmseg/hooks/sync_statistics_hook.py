@@ -1,4 +1,4 @@
-"""What ranks must have in common: running statistics, so that the saved network is the validated one, and kernels."""
+"""Make running statistics and kernels the same on all ranks, so that the saved network is the validated one."""
 import itertools
 
 import torch
@@ -18,17 +18,17 @@ from wsbcn_mmseg.ops.arguments import check_integer
 class SyncNormStatisticsHook(Hook):
     """Average the running statistics of every BatchNorm, and the estimates of every BCN, over the ranks.
 
-    Each rank keeps statistics of its own; validation during training would use each rank's, a checkpoint has rank 0's,
-    and the two disagree. This hook averages them, in one collective, before every checkpoint and every validation, and
-    every ``interval`` iterations if asked. An averaged model kept by ``EMAHook`` is included.
+    Each rank has its own statistics. Validation during training would use those of each rank, but a checkpoint has
+    those of rank 0. This hook averages the statistics in one collective before every checkpoint and every validation,
+    and optionally every ``interval`` iterations. The averaged model of ``EMAHook`` is included.
 
-    Before training, all ranks also agree on the implementation of BCN: Triton's kernels, if they pass their check on
+    Before training, all ranks also agree on the implementation of BCN: the Triton kernels, if they pass their check on
     every rank.
 
     Its priority places it before ``EMAHook``, which copies the statistics, and ``CheckpointHook``, which saves them.
 
     Args:
-        interval: Iterations between further averages; -1 for none. Defaults to -1.
+        interval: Iterations between additional averages; -1 for none. Defaults to -1.
 
     Examples:
         >>> custom_hooks = [dict(type='SyncNormStatisticsHook')]
@@ -72,7 +72,7 @@ class SyncNormStatisticsHook(Hook):
                    for hook in runner.hooks if isinstance(hook, CheckpointHook))
 
     def _average(self, runner: Runner) -> None:
-        """Once per iteration: the average of equal values may differ from them in the last bit."""
+        """Average once per iteration: the average of equal values may differ from them in the last bit."""
         if self._averaged or get_world_size() == 1:
             return
         self._averaged = True

@@ -1,4 +1,4 @@
-"""The update rate r of Algorithm 1 follows the learning rate (Section 7.2.2)."""
+"""Set the update rate r of Algorithm 1 from the learning rate (Section 7.2.2)."""
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
@@ -16,9 +16,9 @@ class BCNUpdateRateHook(Hook):
 
     "We set the update rate r to be the learning rate of trainable parameters" (Section 7.2.2). Before every iteration
     the rate of a layer becomes ``factor`` times the learning rate of the parameter group that contains its parameters,
-    within [``min_rate``, ``max_rate``]. Layers without a trainable parameter in any optimizer keep theirs. The
-    estimates are updated at every forward pass, also under gradient accumulation. The hook does not synchronize with
-    the device for this.
+    within [``min_rate``, ``max_rate``]. Layers without a trainable parameter in any optimizer keep their rate. The
+    estimates are updated at every forward pass, also under gradient accumulation. Setting the rate does not synchronize
+    with the device.
 
     Every ``report_interval`` iterations it also reports the layers whose estimates skipped an update since the last
     report because their input was not finite, and those whose estimates are not finite themselves.
@@ -60,7 +60,7 @@ class BCNUpdateRateHook(Hook):
         if not self.every_n_train_iters(runner, self.report_interval):
             return
         skipped = self._skipped()
-        worst = [(now - before).max() for now, before in zip(skipped, self._reported, strict=True)]  # of the channels
+        worst = [(now - before).max() for now, before in zip(skipped, self._reported, strict=True)]  # over the channels
         for name, count in zip(self._layers, torch.stack(worst).tolist() if worst else [], strict=True):
             if count:
                 runner.logger.warning(f'{name}: the input was not finite in {count} of the last forward passes; '

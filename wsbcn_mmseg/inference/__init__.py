@@ -1,4 +1,4 @@
-"""A trained segmentor applied to images of any size and file format."""
+"""Apply a trained segmentor to images of any size and file format."""
 from .images import find_images, read_image
 from .model import load_segmentor
 from .pipeline import images_of_test_set, loading_step, preprocess_steps

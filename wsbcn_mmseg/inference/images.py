@@ -9,18 +9,18 @@ from PIL import Image, ImageOps
 
 from wsbcn_mmseg.runtime.errors import UsageError
 
-IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')  # of pixels; no other is opened
+IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')  # for pixels; no other is opened
 SUFFIXES = {'.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.mpo', '.pbm', '.pgm', '.png', '.pnm',
-            '.ppm', '.tif', '.tiff', '.webp'}  # what is taken from folders
+            '.ppm', '.tif', '.tiff', '.webp'}  # file types that are read from folders
 
-ARRAYS = {'.npy', '.npz'}  # taken from folders without images
+ARRAYS = {'.npy', '.npz'}  # read from folders without images
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as RGB, uint8 of shape (H, W, 3).
+    """Read an image file as RGB, uint8 of shape (H, W, 3).
 
     The image is rotated according to EXIF. Gray becomes RGB, transparent pixels become white, 16-bit values are divided
-    by 257, and of animations the first frame is read.
+    by 257, and animations give their first frame.
 
     Raises:
         ValueError: If the file is missing, damaged or not a supported image; the message does not contain the path.
@@ -38,7 +38,7 @@ def read_image(path: str | Path) -> np.ndarray:
         raise ValueError('is not an image of a supported format') from error
     except ValueError:
         raise
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders may raise any error on damaged files
         raise ValueError(f'cannot be decoded ({error or type(error).__name__})') from error
 
 
@@ -57,7 +57,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def find_images(patterns: Iterable[str | Path]) -> list[Path]:
-    """All files given by paths, folders (including subfolders) and globs, each once.
+    """All files from paths, folders (including subfolders) and globs, each once.
 
     Raises:
         UsageError: If a folder or a glob contains no image.

@@ -27,10 +27,10 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
     does not fit the network.
 
     Args:
-        config: Config file, or a config.
-        checkpoint: The file that a training run saved.
-        device: As PyTorch names it. Defaults to the CPU.
-        options: Settings that replace those of the config. Defaults to None.
+        config: Path of a config file, or a config.
+        checkpoint: A file saved by a training run.
+        device: A PyTorch device or its name. Defaults to the CPU.
+        options: Settings that override the config. Defaults to None.
 
     Returns:
         The network in evaluation mode, with its config as ``cfg`` and ``dict(classes=..., palette=...)`` as
@@ -50,11 +50,11 @@ def load_segmentor(config: str | Path | Config, checkpoint: str | Path, device: 
         part.pop('init_cfg', None)  # the checkpoint contains all weights
     try:
         model = MODELS.build(description)
-    except KeyError as error:  # a type that is not registered
+    except KeyError as error:  # a type is not registered
         raise UsageError(f'{config}: {str(error).strip(chr(34)).splitlines()[0]}') from error
     saved = read_checkpoint(checkpoint)
     load_checkpoint(model, saved, checkpoint).require_all()
-    if isinstance(model.decode_head, nn.ModuleList):  # MMSegmentation asks the cascade, not its last head
+    if isinstance(model.decode_head, nn.ModuleList):  # MMSegmentation reads it from the cascade, not from its last head
         model.decode_head.threshold = model.decode_head[-1].threshold
     model.cfg, model.dataset_meta = cfg, _dataset_meta(cfg, checkpoint, saved.get('meta'))
     model.to(_device(device))
@@ -72,7 +72,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dataset_meta(cfg: Config, checkpoint: str | Path, meta: object) -> dict:
-    """Names and colors of the classes: from the checkpoint, the config's data set, or numbers and VOC's colors."""
+    """Names and colors of the classes, from the checkpoint or the config's data set; else numbers and VOC's colors."""
     dataset = test_set(cfg)
     with DATASETS.switch_scope_and_registry(None) as registry:
         dataset_type = registry.get(dataset['type']) if 'type' in dataset else None
@@ -81,7 +81,7 @@ def _dataset_meta(cfg: Config, checkpoint: str | Path, meta: object) -> dict:
     known |= {key: value for key, value in (meta if isinstance(meta, dict) else {}).items() if value}
     count = max(num_classes(cfg) or 2, 2)
     classes, palette = list(known.get('classes') or map(str, range(count))), list(known.get('palette') or [])
-    if count == 2 and len(classes) == 1:  # a threshold decides between this class and none
+    if count == 2 and len(classes) == 1:  # a threshold decides whether this class is present
         classes, palette = ['background', *classes], [[0, 0, 0], *palette] if palette else []
     if len(classes) != count:
         raise UsageError(f'the model has {count} classes, but {checkpoint} or the config names {len(classes)}')

@@ -10,7 +10,7 @@ KINDS = ('labels', 'masks', 'overlays')  # of the files, each in a folder of tha
 
 
 def unique_names(sources: list) -> list[str]:
-    """A file name for each, no two the same."""
+    """A unique file name for each prediction."""
     names, taken = [], set()
     for number, source in enumerate(sources, 1):
         stem = f'image_{number}' if isinstance(source, np.ndarray) else source.stem
@@ -31,7 +31,7 @@ def write_prediction(out: Path, name: str, image: np.ndarray, labels: np.ndarray
 
 
 def with_legend(colors: np.ndarray, labels: np.ndarray, meta: dict) -> Image.Image:
-    """A color mask with a legend at its right: the classes that occur, with their share of the pixels.
+    """A color mask with a legend on its right, which lists the classes in it with their share of the pixels.
 
     Args:
         colors: uint8 of shape (H, W, 3).

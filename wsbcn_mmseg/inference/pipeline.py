@@ -1,4 +1,4 @@
-"""The test pipeline and test set of a config, for images that have no labels."""
+"""The test pipeline and test set of a config, for images without labels."""
 import copy
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ def loading_step(cfg: Config, tta: bool = False) -> dict:
     """The step of the config's test pipeline that reads an image file.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no such step.
     """
     pipeline = _pipeline(cfg, tta)
     first = pipeline[0] if pipeline else {}
@@ -22,10 +22,10 @@ def loading_step(cfg: Config, tta: bool = False) -> dict:
 
 
 def preprocess_steps(cfg: Config, tta: bool = False) -> list[dict]:
-    """The config's test pipeline, for an image that is read already and has no labels.
+    """The config's test pipeline, for an image that is already loaded and has no labels.
 
     Raises:
-        UsageError: If the config has none.
+        UsageError: If the config has no test pipeline.
     """
     first, steps = loading_step(cfg, tta), copy.deepcopy(list(_pipeline(cfg, tta)[1:]))
     for step in steps:
@@ -44,7 +44,7 @@ def test_set(cfg: Config) -> dict:
 
 
 def images_of_test_set(cfg: Config) -> list[Path]:
-    """The image files of the config's test set that are there."""
+    """The existing image files of the config's test set."""
     dataset = test_set(cfg)
     folder = Path(dataset.get('data_root') or '.', (dataset.get('data_prefix') or {}).get('img_path') or 'nowhere')
     listed = Path(dataset.get('data_root') or '.', dataset.get('ann_file') or 'nowhere')

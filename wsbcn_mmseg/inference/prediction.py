@@ -27,8 +27,8 @@ class Prediction:
     """The prediction for an image, or the reason why there is none.
 
     Attributes:
-        source: The path of its file, or 'image N' of an array.
-        labels: Class of every pixel, uint8 of shape (H, W) of the upright image; None if there is a problem, or if
+        source: The path of the image file, or 'image N' for an array.
+        labels: Class of every pixel, uint8 of shape (H, W) after rotation by EXIF; None if there is a problem, or if
             files were written.
         files: Paths of the written files, by kind: 'labels', 'masks', 'overlays'.
         problem: Why there is no prediction, as one sentence; None if there is one.
@@ -45,20 +45,20 @@ def infer(model: nn.Module, images: Sequence | str | Path | np.ndarray, out: str
     """Segment images. A file that cannot be segmented is reported and skipped.
 
     Args:
-        model: From :func:`load_segmentor`; a folded one (:func:`wsbcn_mmseg.fold`) works too.
-        images: Files, folders, globs, and arrays in RGB, uint8 of shape (H, W, 3); one or a sequence. Files and arrays
-            of other channels are taken where the config's test pipeline reads such; arrays then are what it reads.
+        model: Result of :func:`load_segmentor`; a folded model (:func:`wsbcn_mmseg.fold`) works too.
+        images: One or a sequence of files, folders, globs, and arrays in RGB, uint8 of shape (H, W, 3). If the config's
+            test pipeline reads images with other channels, files and arrays must have these channels.
         out: Folder for ``labels/NAME.png`` (palette of VOC), ``masks/NAME.png`` (colors, with a legend) and
             ``overlays/NAME.png``; None writes nothing and returns the labels. Defaults to None.
-        tta: Average over several scales and mirroring by the config's ``tta_pipeline``. Defaults to False.
+        tta: Average over several scales and flips by the config's ``tta_pipeline``. Defaults to False.
         mode: 'whole' for whole images, 'slide' for a sliding window, whose size is in the config's ``test_cfg`` or
             ``crop_size``. Defaults to None: the mode in the config.
-        batch: How many images of equal size run together. Defaults to 1.
-        opacity: Of the colors in overlays, 0 to 1. Defaults to 0.5.
+        batch: Number of images of equal size per forward pass. Defaults to 1.
+        opacity: Opacity of the colors in overlays, 0 to 1. Defaults to 0.5.
         progress: Show a progress bar. Defaults to True.
 
     Returns:
-        One prediction per image, in their order.
+        One prediction per image, in the order of the images.
 
     Raises:
         UsageError: If an argument is not valid or not supported by the config.
@@ -109,7 +109,7 @@ def _network(model: nn.Module, tta: bool) -> nn.Module:
 
 
 class _InferenceMode:
-    """Within this context, the model infers on whole images or with a sliding window."""
+    """Within this context, the model predicts on whole images or with a sliding window."""
 
     def __init__(self, model: nn.Module, mode: str | None):
         if mode not in (None, *INFERENCE_MODES):
@@ -128,7 +128,7 @@ class _InferenceMode:
         self.model.test_cfg = self.before
 
 
-_Item = tuple[int, np.ndarray, dict]  # which image, its pixels, what the pipeline made of it
+_Item = tuple[int, np.ndarray, dict]  # index of the image, its pixels, the pipeline's result
 
 
 def _groups(sources: list, predictions: list[Prediction], read: ImageReader, pipeline: Compose, batch: int
@@ -143,7 +143,7 @@ def _groups(sources: list, predictions: list[Prediction], read: ImageReader, pip
             continue
         try:
             data = pipeline(dict(img=picture.pixels))
-        except Exception as error:  # transforms raise nearly anything on sizes that they were not made for
+        except Exception as error:  # transforms may raise any error on unsupported sizes
             predictions[index].problem = _failure(predictions[index], error)
             continue
         inputs = data['inputs'] if isinstance(data['inputs'], list) else [data['inputs']]
@@ -157,7 +157,7 @@ def _groups(sources: list, predictions: list[Prediction], read: ImageReader, pip
 
 
 def _predict(network: nn.Module, group: list[_Item], predictions: list[Prediction]) -> Iterator:
-    """Index, pixels and labels of each image of a group; one by one where the group fails."""
+    """Index, pixels and labels of each image in a group. If the group fails, its images are run one by one."""
     try:
         with torch.no_grad():
             samples = network.test_step(_collate([data for _, _, data in group]))
@@ -178,7 +178,7 @@ def _failure(prediction: Prediction, error: Exception) -> str:
 
 
 def _collate(items: list[dict]) -> dict:
-    """As MMEngine's ``pseudo_collate``: lists over the images, inside lists over the augmentations of each."""
+    """Like MMEngine's ``pseudo_collate``: lists over images, or lists of these over augmentations."""
     batch = {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
     if isinstance(batch['inputs'][0], list):
         batch = {key: [list(part) for part in zip(*values, strict=True)] for key, values in batch.items()}

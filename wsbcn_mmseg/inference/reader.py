@@ -1,4 +1,4 @@
-"""Read images with the channels that a network takes."""
+"""Read images with the channels that a network expects."""
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ class Picture(NamedTuple):
     """An image.
 
     Attributes:
-        shown: For people, RGB, uint8 of shape (H, W, 3).
-        pixels: For the pipeline after its loading step, shape (H, W) or (H, W, C); colors in OpenMMLab's order, BGR.
+        shown: The image for display: RGB, uint8 of shape (H, W, 3).
+        pixels: The input of the pipeline after its loading step, of shape (H, W) or (H, W, C); colors are BGR, as in
+            OpenMMLab.
     """
 
     shown: np.ndarray
@@ -30,12 +31,12 @@ class Picture(NamedTuple):
 class ImageReader:
     """Reads images as the test pipeline of a model's config does.
 
-    Color images are read by :func:`~wsbcn_mmseg.inference.read_image`, which knows more kinds of files. Where the
-    pipeline reads anything else (``color_type='unchanged'`` or ``'grayscale'``, arrays of NumPy, TIFF with many bands),
-    its own step reads the file.
+    Color images are read by :func:`~wsbcn_mmseg.inference.read_image`, which supports more file types. If the pipeline
+    reads anything else (``color_type='unchanged'`` or ``'grayscale'``, NumPy arrays, TIFF with many bands), its loading
+    step reads the file.
 
     Args:
-        model: From :func:`~wsbcn_mmseg.load_segmentor`.
+        model: Result of :func:`~wsbcn_mmseg.load_segmentor`.
         tta: Whether the config's ``tta_pipeline`` is used. Defaults to False.
     """
 
@@ -46,8 +47,8 @@ class ImageReader:
         self.load = Compose([step])
 
     def __call__(self, source: str | Path | np.ndarray) -> Picture:
-        """Read a file, or take an array: RGB, uint8 of shape (H, W, 3), where the pipeline reads color images;
-        otherwise of shape (H, W, C) as the network takes it.
+        """Read a file, or convert an array. The array must be RGB, uint8 of shape (H, W, 3), if the pipeline reads
+        color images, and otherwise of shape (H, W, C) with the channels of the network.
 
         Raises:
             ValueError: If the image cannot be used; the message does not contain its name.
@@ -76,12 +77,12 @@ class ImageReader:
             raise ValueError('does not exist')
         try:
             return self.load(dict(img_path=str(path)))['img']
-        except Exception as error:  # decoders raise nearly anything on damaged files
+        except Exception as error:  # decoders may raise any error on damaged files
             raise ValueError(f'cannot be decoded ({first_line(error)})') from error
 
 
 def _for_people(pixels: np.ndarray) -> np.ndarray:
-    """RGB of the first three channels, which OpenMMLab has as BGR, or gray of one or two; scaled if not uint8."""
+    """RGB from the first three channels, which are BGR in OpenMMLab, or gray from one or two; scaled if not uint8."""
     image = pixels[..., None] if pixels.ndim == 2 else pixels
     image = image[..., 2::-1] if image.shape[2] > 2 else image[..., :1].repeat(3, 2)
     if image.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""Layers over :mod:`wsbcn_mmseg.ops`; they need torch alone."""
+"""Layers based on :mod:`wsbcn_mmseg.ops`; they need only torch."""
 from .adaptive_conv_ws import AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveConvWS3d
 from .baselines import ConvCWN, ConvWN, ConvWSStdEps, GNByWidth
 from .bcn import BCN

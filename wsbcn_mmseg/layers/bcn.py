@@ -105,13 +105,13 @@ class BCN(nn.GroupNorm):
         self.affine = True
         self.weight = nn.Parameter(torch.ones(num_groups, **factory))  # one pair per group, not per channel
         self.bias = nn.Parameter(torch.zeros(num_groups, **factory))
-        if mode == 'micro_batch' and momentum in (None, 1):  # values that recipes assign, which must be told apart
+        if mode == 'micro_batch' and momentum in (None, 1):  # the default must differ from values that recipes assign
             momentum = 0.1
         self.bn = nn.BatchNorm2d(num_features, eps, momentum, **factory)
         self.mode, self.sync = mode, sync
         self._own_momentum = momentum
-        # A CPU tensor: it changes at every iteration, which as a number would recompile a compiled network each time,
-        # and as a device tensor would cost a launch per layer.
+        # A CPU tensor, because it changes at every iteration: a number would recompile a compiled network each time,
+        # and a device tensor would cost a launch per layer.
         self._update_rate = torch.zeros((), dtype=torch.float64, device='cpu')
         self.update_rate = update_rate
         self._rate_is_default = update_rate == DEFAULT_UPDATE_RATE
@@ -126,7 +126,7 @@ class BCN(nn.GroupNorm):
     @property
     def update_rate(self) -> float:
         """r of Algorithm 1, in [0, 1]; not part of the ``state_dict``."""
-        # On a device, reading the tensor would wait; on the CPU, compilers would specialize on a number beside it
+        # Reading a device tensor would synchronize; on the CPU, compilers would specialize on an additional number
         return self._update_rate.item() if self._update_rate.is_cpu else self._rate_on_device
 
     @update_rate.setter
@@ -154,11 +154,11 @@ class BCN(nn.GroupNorm):
             return leaf_call(self, input)
         x = input
         self._check_values(x)
-        bn, large_batch = self.bn, self.mode == 'large_batch'  # once: a module looks its children up by a slow path
+        bn, large_batch = self.bn, self.mode == 'large_batch'  # only once: looking up a child module is slow
         updates = self._updates_estimates(bn)
         if updates and not large_batch and bn.momentum != self._own_momentum:
             self._update_as_batch_norm(x)
-            updates = False  # below, as they are now
+            updates = False  # updated already
         mean, var, batch_statistics = self._statistics(bn, x)
         # Hooks must see this layer's own output; compilers fuse ReLU themselves
         fused = self.fused_relu and not self._forward_hooks and not torch.compiler.is_compiling()
@@ -190,7 +190,7 @@ class BCN(nn.GroupNorm):
         return bn.running_mean is not None
 
     def _statistics(self, bn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Running mean and variance, and whether the batch's own are taken without an update of these."""
+        """Running mean and variance, and whether batch statistics are used without an update of the running ones."""
         large_batch = self.mode == 'large_batch'
         mean, var = getattr(bn, 'running_mean', bn), getattr(bn, 'running_var', bn)
         if mean is bn:
@@ -211,9 +211,9 @@ class BCN(nn.GroupNorm):
 
     @torch.no_grad()
     def _update_as_batch_norm(self, x: Tensor) -> None:
-        """Update the estimates as BatchNorm does, with the variance around the batch's own mean, unbiased."""
+        """Update the estimates as BatchNorm does, with the unbiased variance around the batch mean."""
         bn = self.bn
-        if x.shape[0] == 0 or x.shape[1] != self.num_channels:  # which batch_channel_norm names
+        if x.shape[0] == 0 or x.shape[1] != self.num_channels:  # batch_channel_norm raises the error
             return
         values = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(0, 1).flatten(1)
         var, mean = torch.var_mean(values, 1, correction=min(1, values.shape[1] - 1))
@@ -251,7 +251,7 @@ class BCN(nn.GroupNorm):
                           'fewer groups by num_groups or min_channels_per_group', stacklevel=4)
 
     def _momentum(self) -> float | Tensor:
-        """BatchNorm's reading of ``momentum=None``: the cumulative average."""
+        """The momentum of ``bn``; None means the cumulative average, as in BatchNorm."""
         momentum = getattr(self.bn, 'momentum', 0)
         if momentum is not None:
             check_number('bn.momentum', momentum, 0, 1)
@@ -284,7 +284,7 @@ class BCN(nn.GroupNorm):
 
 
 def _affine(norm: nn.Module, size: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a norm, 1 and 0 where it has none."""
+    """Scale and shift of a norm; 1 and 0 if it has none."""
     weight, bias = norm.weight, norm.bias
     if weight is None:
         weight = torch.ones(size, device=x.device)

@@ -1,6 +1,6 @@
-"""ReLU in the same pass as the norm before it: the norm marks an output that is rectified already, and ReLU skips it.
+"""ReLU in the same pass as the norm before it: the norm marks its output as rectified, and ReLU skips it.
 
-A mark that gets lost costs a pass and changes nothing, since ReLU of a rectified tensor is that tensor.
+A lost mark costs one pass and changes nothing, since ReLU does not change a rectified tensor.
 """
 from torch import Tensor, nn
 
@@ -10,12 +10,12 @@ _MARK = '_wsbcn_is_rectified'
 
 
 def mark_rectified(y: Tensor) -> None:
-    """Note that ReLU has been applied to ``y``."""
+    """Mark ``y`` as an output of ReLU."""
     setattr(y, _MARK, True)
 
 
 class ReLUUnlessFused(nn.ReLU):
-    """ReLU, but what a norm has rectified already is returned as it is."""
+    """ReLU that returns tensors unchanged if a norm has already rectified them."""
 
     def forward(self, input: Tensor) -> Tensor:
         if is_symbolic(input):

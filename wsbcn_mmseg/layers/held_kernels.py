@@ -39,21 +39,21 @@ class _HeldKernel:
         return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
 
     def _source(self) -> Tensor:
-        """The kernel with the graph back to the parameters."""
+        """The kernel with its graph to the parameters."""
         with torch.enable_grad():
-            return type(self.conv).effective_weight(self.conv)  # not the one that :meth:`give` sets
+            return type(self.conv).effective_weight(self.conv)  # not the function that :meth:`give` sets
 
     def current_state(self) -> list[tuple[int, int]]:
-        """What changes if a weight does."""
+        """A state that changes if a weight changes."""
         return [(parameter.data_ptr(), parameter._version) for parameter in self.conv.parameters(recurse=False)]
 
     def take_gradient(self) -> Tensor | None:
-        """The sum collected so far, which is then forgotten."""
+        """Return the collected gradient and clear it."""
         gradient, self.leaf.grad = self.leaf.grad, None
         return gradient
 
     def pull_back(self, gradient: Tensor, create_graph: bool = False) -> list[Tensor]:
-        """Gradients of the parameters, from that of the kernel."""
+        """The gradients of the parameters from the gradient of the kernel."""
         if self.standardized and not create_graph:
             rows = self._rows()
             gradient = standardize_rows_backward(gradient.to(rows.dtype).flatten(1), rows, *self.moments)
@@ -65,7 +65,7 @@ class _HeldKernel:
     def give(self, kernel: Tensor) -> None:
         """Let the convolution use ``kernel`` until :meth:`release`."""
         vars(self.conv)['effective_weight'] = lambda: _alias(kernel)
-        if type(self.conv).forward is WeightStandardized.forward:  # which standardizes inside its operator
+        if type(self.conv).forward is WeightStandardized.forward:  # its operator standardizes
             vars(self.conv)['forward'] = MethodType(_convolve, self.conv)
 
     def release(self) -> None:
@@ -81,16 +81,16 @@ def _convolve(self: WeightStandardized, input: Tensor) -> Tensor:
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """The same values. Autocast casts a leaf once for all calls, and adds their gradients in half precision; not so an
-    alias."""
+    """A view with the same values. Autocast casts a leaf once for all calls and adds their gradients in half precision,
+    but it does not do so for a view."""
     return tensor.view_as(tensor)
 
 
 class _LastStep(torch.autograd.Function):
-    """The held kernel as a function of the parameters: its backward pass adds what earlier micro-steps have collected.
+    """The held kernel as a function of the parameters: its backward pass adds the gradients of earlier micro-steps.
 
-    So parameters get their gradients inside of the backward pass, where DistributedDataParallel waits for them. Nothing
-    is saved that the first backward pass frees, so that there may be several.
+    So parameters get their gradients inside the backward pass, where DistributedDataParallel waits for them. It saves
+    no tensors that a first backward pass would free, so several backward passes are possible.
     """
 
     @staticmethod
@@ -145,11 +145,11 @@ class HeldKernels:
                 raise ValueError('kernels cannot be held in a DataParallel, which copies the network at every step; '
                                  'use DistributedDataParallel')
         self._convs = [module for module in model.modules() if isinstance(module, ReparametrizedConv)]
-        # It reduces unused parameters before the backward pass, so that their gradients must be complete by then
+        # With it, DDP reduces unused parameters before the backward pass, so their gradients must be complete by then
         self._early = getattr(model, 'find_unused_parameters', False)
         self._reduces = isinstance(model, nn.parallel.DistributedDataParallel)
         self._held: list[_HeldKernel] = []
-        self._given: list[_HeldKernel] = []  # in this micro-step
+        self._given: list[_HeldKernel] = []  # kernels given in this micro-step
         self._last = False
 
     @contextmanager
@@ -213,19 +213,19 @@ class HeldKernels:
 
 
 def _is_standardized(conv: ReparametrizedConv) -> bool:
-    """Whether the kernel is that of Eq. 7, for which there are faster operators than autograd's."""
+    """Whether the kernel is that of Eq. 7, for which there are faster operators than with autograd."""
     ordinary = getattr(type(conv), 'effective_weight', None) is WeightStandardized.effective_weight
     return ordinary and conv.center and conv.scale and conv.weight.numel() > 0
 
 
 def _trained(conv: ReparametrizedConv) -> list[nn.Parameter]:
-    """The parameters of the kernel that are trained. Frozen ones may change at any time, as those of a teacher do."""
+    """The trainable parameters of the kernel. Frozen ones may change at any time, such as those of a teacher."""
     return [parameter for name, parameter in conv.named_parameters(recurse=False)
             if name != 'bias' and parameter.requires_grad]
 
 
 def _is_plain(conv: ReparametrizedConv) -> bool:
-    """Whether all parameters are ordinary ones, and nothing else computes or replaces weight or forward pass."""
+    """Whether all parameters are ordinary, and nothing else computes the weight or replaces the forward pass."""
     if nn.utils.parametrize.is_parametrized(conv) or 'weight' not in conv._parameters or 'forward' in vars(conv):
         return False
     return all(type(parameter) is nn.Parameter for parameter in conv.parameters(recurse=False))

@@ -15,7 +15,7 @@ _CANNOT_FUSE = ('a norm cannot be fused into this {}: its kernel is computed fro
 # Names of functions that fuse norms into convolutions, or branches into one convolution
 _FUSES = re.compile(r'^_*fuse(_?(model|modules|module|layers?))?$|switch_to_deploy|reparam|'
                     r'(?=.*(fus[ei]|fold|merge|absorb|combine))(?=.*(bn|norm|conv))', re.I)
-_CALLERS = 4  # how far up the fusing function may be
+_CALLERS = 4  # frames in which the fusing function is searched
 
 
 def _is_rescaled(weight: Tensor | None, old: Tensor | None) -> bool:
@@ -48,7 +48,7 @@ class ReparametrizedConv:
     MMEngine's initialization rules look at the names of a module's *direct* bases; hence a mixin and not a class
     between ``nn.ConvNd`` and ours.
     """
-    plain_class: type[_ConvNd]  # what remains without the reparametrization
+    plain_class: type[_ConvNd]  # class without the reparametrization
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -72,7 +72,7 @@ class ReparametrizedConv:
         return super()._conv_forward(x, kernel, self.bias)
 
     def _conv_forward(self, *_):
-        # What nn.ConvNd's forward calls, ours does not; the efficient_conv_bn_eval of mmcv and MMEngine does, with the
+        # nn.ConvNd's forward calls this, but ours does not; efficient_conv_bn_eval of mmcv and MMEngine does, with the
         # raw kernel times the scale of a norm.
         raise RuntimeError(_CANNOT_FUSE.format(type(self).__name__))
 

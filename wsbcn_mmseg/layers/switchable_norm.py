@@ -49,7 +49,7 @@ class SwitchableNorm(nn.Module):
         rows = input.to(torch.promote_types(input.dtype, torch.float32)).flatten(2)
         mean_in = rows.mean(2, keepdim=True)
         var_in = (rows - mean_in).square().mean(2, keepdim=True)
-        # The variance over more values is the mean of the variances and the variance of the means: nothing cancels
+        # The variance over more values is the mean of the variances plus the variance of the means: no cancellation
         mean_ln = mean_in.mean(1, keepdim=True)
         means = [mean_in, mean_ln]
         variances = [var_in, (var_in + (mean_in - mean_ln).square()).mean(1, keepdim=True)]

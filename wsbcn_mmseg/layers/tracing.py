@@ -1,7 +1,7 @@
-"""What tracers of ``torch.fx`` see of our layers: one node each, as of the layers of ``torch.nn``.
+"""Make each of our layers one node in ``torch.fx`` graphs, like the layers of ``torch.nn``.
 
-fx records the operators that a forward pass calls; updates of buffers and decisions by shape would be lost. It takes
-modules of ``torch.nn`` as they are, by the name of their package; for ours, the layers ask for the same.
+fx records the operators of a forward pass; updates of buffers and decisions by shape would be lost. It treats modules
+of ``torch.nn`` as leaves, by the name of their package; our layers request the same.
 """
 from torch import Tensor, fx, nn
 

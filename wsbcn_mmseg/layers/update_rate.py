@@ -41,14 +41,14 @@ class UpdateRate:
         if not isinstance(model, nn.Module) or not all(hasattr(optimizer, 'param_groups') for optimizer in optimizers):
             raise ValueError('expected an nn.Module and an optimizer or a list of these, got '
                              f'{type(model).__name__} and {[type(optimizer).__name__ for optimizer in optimizers]}')
-        # Loading an optimizer's state replaces its group dictionaries: remember where a group stands, not the group.
+        # Loading an optimizer's state replaces its group dictionaries, so store the index of a group, not the group.
         places = {id(parameter): (optimizer, index) for optimizer in optimizers
                   for index, group in enumerate(optimizer.param_groups) for parameter in group['params']}
         self.layers = {name: layer for name, layer in model.named_modules()
                        if isinstance(layer, BCN) and layer.mode == 'micro_batch'}
         self._places, self.lost = [], []
         for name, layer in self.layers.items():
-            layer.update_rate = layer.update_rate  # which ends the warning about a constant rate
+            layer.update_rate = layer.update_rate  # stops the warning about a constant rate
             trainable = [parameter for parameter in layer.parameters() if parameter.requires_grad]
             place = next((places[id(parameter)] for parameter in trainable if id(parameter) in places), None)
             if place is not None:
@@ -60,7 +60,7 @@ class UpdateRate:
         """Set the rates from the current learning rates, without synchronizing devices."""
         for layer, optimizer, index in self._places:
             rate = min(max(self.factor * optimizer.param_groups[index]['lr'], self.min_rate), self.max_rate)
-            if layer.update_rate != rate:  # under accumulation most forward passes have the rate of the one before
+            if layer.update_rate != rate:  # with accumulation, the rate rarely changes
                 layer.update_rate = rate
 
 

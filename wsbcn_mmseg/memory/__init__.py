@@ -1,4 +1,4 @@
-"""Training with less activation memory: what is cheap to compute is computed again in the backward pass."""
+"""Training with less activation memory: cheap operations are recomputed in the backward pass."""
 from .saving import save_memory
 
 __all__ = ['save_memory']

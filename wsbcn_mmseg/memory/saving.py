@@ -1,4 +1,4 @@
-"""Find the blocks of a network, and let them save memory in training."""
+"""Find the blocks of a network and reduce their activation memory in training."""
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,38 +15,38 @@ from wsbcn_mmseg.ops.execution import needs_plain_operations
 
 from .segment import Segment, inside_segment, tensors_in
 
-BLOCKS = 3  # per segment, which keeps its input and output
-DEAR = 512  # multiplications for one value
+BLOCKS = 3  # per segment; a segment keeps its input and output
+DEAR = 512  # multiplications per output value
 
 
 def _is_dear(weight: Tensor) -> bool:
-    """Whether the output of a convolution with this kernel costs much for its size. That of expanding 1x1 convolutions
-    and depth-wise ones does not, unless they are wide."""
+    """Whether a convolution with this kernel is expensive for the size of its output. Expanding 1x1 convolutions and
+    depth-wise ones are not, unless they are wide."""
     multiplications = weight.shape[1:].numel()
     return multiplications >= weight.shape[0] or multiplications >= DEAR
 
 
-LEVELS = {'light': lambda weight: True, 'strong': _is_dear}  # whether the output with such a kernel is kept
+LEVELS = {'light': lambda weight: True, 'strong': _is_dear}  # whether to keep the output, by the kernel
 
 
 def save_memory(model: nn.Module, level: str | None = 'light',
                 blocks: str | nn.Module | Iterable[str | nn.Module] | None = None) -> list[str]:
-    """From here on, the blocks of a network save activation memory in training.
+    """Make the blocks of a network use less activation memory in training.
 
-    What a block keeps for the backward pass shrinks to its input, its output, and the outputs of its convolutions;
-    norms, activations and additions are computed again. Convolutions are not, except, at level ``'strong'``, those
-    whose output is large and cheap: expanding 1x1 convolutions of less than 512 input channels, and depth-wise ones. Of
-    three blocks that follow each other in an ``nn.Sequential``, only the first input and the last output are kept.
+    A block keeps only its input, its output, and the outputs of its convolutions for the backward pass. Norms,
+    activations and additions are recomputed. Convolutions are not recomputed, except, at level ``'strong'``, those
+    whose output is large and cheap: expanding 1x1 convolutions with less than 512 input channels, and depth-wise ones.
+    Up to three consecutive blocks in an ``nn.Sequential`` keep only their first input and last output.
 
-    Gradients are those of the plain network to rounding. Running statistics and their counters, BCN's and BatchNorm's,
-    move once. Dropout draws the same masks. Modules, parameters and ``state_dict`` stay as they are; copies and pickles
-    of the network save memory too. In evaluation, without gradients and while a network is traced or exported, blocks
-    run as before. ``torch.compile`` leaves the blocks to eager execution, with a graph break at each;
-    ``fullgraph=True`` is not possible.
+    Gradients equal those of the plain network up to rounding. Running statistics and counters of BCN and BatchNorm are
+    updated once. Dropout draws the same masks. Modules, parameters and ``state_dict`` do not change; copies and pickles
+    of the network save memory too. In evaluation, without gradients, and while a network is traced or exported, blocks
+    run as before. ``torch.compile`` runs the blocks in eager mode, with a graph break at each; ``fullgraph=True`` is
+    not possible.
 
     Args:
-        model: The network. Another call replaces what the call before has set.
-        level: ``'light'`` or ``'strong'``; None ends the saving. Defaults to ``'light'``.
+        model: The network. A new call replaces the settings of the previous one.
+        level: ``'light'`` or ``'strong'``; None turns it off. Defaults to ``'light'``.
         blocks: Modules, their names, or patterns of names such as ``'layer3.*'``. A block must depend on its arguments
             and its own state only, and not change its arguments in place. Defaults to None: the repeated elements of
             ``nn.Sequential`` and ``nn.ModuleList`` that hold several convolutions, such as residual blocks.
@@ -70,8 +70,8 @@ def save_memory(model: nn.Module, level: str | None = 'light',
         check_choice('level', level, tuple(LEVELS))
         found = _repeated_blocks(model) if blocks is None else _named_blocks(model, blocks)
         if not found:
-            raise ValueError(f'{type(model).__name__} has no repeated blocks of several convolutions; name its parts '
-                             'that are to save memory by the argument blocks')
+            raise ValueError(f'{type(model).__name__} has no repeated blocks of several convolutions; name the modules '
+                             'that should save memory in the argument blocks')
     for module in model.modules():
         _release(module)
     for block in found.values():
@@ -84,7 +84,7 @@ def save_memory(model: nn.Module, level: str | None = 'light',
 
 
 def _release(module: nn.Module) -> None:
-    """Give a module its own forward pass back."""
+    """Restore a module's own forward pass."""
     saving = vars(module).get('forward')
     if isinstance(saving, _Saving):
         del module.forward
@@ -93,7 +93,7 @@ def _release(module: nn.Module) -> None:
 
 
 def _repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Elements of containers, of a class that some container has several times; the innermost, where they nest."""
+    """Elements of containers whose class occurs several times in some container; the innermost ones if nested."""
     kinds, elements = set(), {}
     for name, container in model.named_modules():
         if isinstance(container, (nn.Sequential, nn.ModuleList)):
@@ -123,24 +123,24 @@ def _named_blocks(model: nn.Module, given: str | nn.Module | Iterable[str | nn.M
 
 
 class _Saving:
-    """The forward pass of a block as a segment. It stands in the ``forward`` of the instance: the network keeps its
-    modules, and is copied and pickled with it."""
+    """The forward pass of a block as a segment. It is stored in the instance's ``forward``, so that modules do not
+    change, and copies and pickles of the network include it."""
 
     def __init__(self, module: nn.Module, level: str):
         self.module, self.level = module, level
-        self.before = vars(module).get('forward')  # of others that have replaced it
+        self.before = vars(module).get('forward')  # if other code has replaced it
 
     def __call__(self, *args, **kwargs) -> object:
         return _run(self.forward, [self.module], self.level, *args, **kwargs)
 
     @property
     def forward(self) -> Callable:
-        """The module's own."""
+        """The module's own forward pass."""
         return self.before or type(self.module).forward.__get__(self.module)
 
 
 class _SavingSequence(_Saving):
-    """The forward pass of an ``nn.Sequential`` with several blocks to a segment."""
+    """The forward pass of an ``nn.Sequential`` with several blocks per segment."""
 
     def __call__(self, input: object) -> object:  # named as in torch
         for modules in self._groups():
@@ -149,7 +149,7 @@ class _SavingSequence(_Saving):
         return input
 
     def _groups(self) -> Iterator[list[nn.Module]]:
-        """The modules in order; neighboring blocks together, as many as the level has in a segment."""
+        """The modules in order, with up to ``BLOCKS`` consecutive blocks in one group."""
         group = []
         for module in self.module:
             if group and not (len(group) < BLOCKS and _saves(group[-1]) and _saves(module)):
@@ -168,7 +168,7 @@ def _saves(module: nn.Module) -> bool:
 
 
 def _run(function: Callable, modules: list[nn.Module], level: str, *args, **kwargs) -> object:
-    """The function's output, in a segment where a backward pass may follow."""
+    """Call the function, in a segment if a backward pass may follow."""
     if needs_plain_operations() or not torch.is_grad_enabled() or not any(module.training for module in modules):
         return function(*args, **kwargs)
     if torch.compiler.is_compiling():

@@ -1,10 +1,10 @@
 """A part of a network that is recomputed in the backward pass.
 
-As ``torch.utils.checkpoint`` without reentrance: hooks see every tensor that autograd saves in the forward pass, and
-the first one that backward asks for makes the function run again, until all are there. Two things differ. Tensors that
-are alive anyway (inputs, outputs, parameters, and what the tape holds) are kept and not made again; so recomputation
-ends before the last norm and the addition of a residual block. And what the function computes from state, it computes
-from the state it had: random numbers, autocast, and buffers.
+It works like ``torch.utils.checkpoint`` with ``use_reentrant=False``: hooks receive every tensor that autograd saves in
+the forward pass. When backward needs the first of them, the function runs again until all are recomputed. There are two
+differences. Tensors that are alive anyway (inputs, outputs, parameters, and the outputs on the tape) are kept and not
+recomputed, so recomputation stops before the last norm and the addition of a residual block. And the recomputation uses
+the same random numbers, autocast settings and buffers as the forward pass.
 """
 import contextlib
 import threading
@@ -20,7 +20,7 @@ from wsbcn_mmseg.layers import BCN
 
 from .tape import Recording, Replaying, Saved, Tape, ran_differently
 
-SMALL = 64  # saved tensors that are as many times smaller than the largest input are kept: statistics of norms
+SMALL = 64  # saved tensors this many times smaller than the largest input are kept, such as statistics of norms
 
 _running = threading.local()
 
@@ -40,7 +40,7 @@ def _inside() -> Iterator[None]:
 
 
 class _AllRecomputed(Exception):
-    """Raised by a hook to leave a recomputation that has nothing more to give."""
+    """Raised by a hook to stop a recomputation when all tensors are recomputed."""
 
 
 def tensors_in(tree: object) -> list[Tensor]:
@@ -57,7 +57,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class _Surroundings:
-    """What a function depends on besides its arguments, as it is now: random states, autocast, and the buffers of
+    """The current state that a function depends on besides its arguments: random states, autocast, and the buffers of
     modules that may write to them."""
 
     def __init__(self, tensors: list[Tensor], modules: Sequence[nn.Module]):
@@ -68,7 +68,7 @@ class _Surroundings:
                               enabled=torch.is_autocast_enabled(device),
                               cache_enabled=torch.is_autocast_cache_enabled())
                          for device in {'cpu', self.device_type} if torch.amp.is_autocast_available(device)]
-        # Of BCN the tape knows what is needed
+        # The tape records what BCN needs
         layers = [layer for module in modules for layer in module.modules() if layer.training]
         inner = {layer.bn for layer in layers if isinstance(layer, BCN)}
         self.buffers = [(layer, name, buffer.clone()) for layer in layers
@@ -77,7 +77,7 @@ class _Surroundings:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """As it was, inside a ``with`` block."""
+        """Restore the state inside a ``with`` block."""
         with contextlib.ExitStack() as stack:
             kind = {} if self.device_type == 'cpu' else dict(device_type=self.device_type)
             stack.enter_context(torch.random.fork_rng(self.devices, **kind))
@@ -97,7 +97,7 @@ class Segment:
 
     Args:
         function: The function.
-        modules: Those it calls.
+        modules: The modules it calls.
         keeps: See :class:`Tape`.
     """
 
@@ -107,7 +107,7 @@ class Segment:
         self.recomputed: dict[int, Tensor] = {}
 
     def run(self, args: tuple, kwargs: dict) -> object:
-        """The function's output, with a graph that makes anew what it misses."""
+        """The function's output, with a graph that recomputes dropped tensors."""
         leaves, self.structure = tree_flatten((args, kwargs))
         self.leaves = [(leaf.detach(), leaf.requires_grad) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         inputs = tensors_in(leaves)
@@ -122,8 +122,8 @@ class Segment:
         with saved_tensors_hooks(save, self._load), Recording(self.tape, saved), _inside():
             output = self.function(*args, **kwargs)
         if versions != [tensor._version for tensor in inputs]:
-            raise RuntimeError(f'{type(self.modules[0]).__name__} changes its input in place, so that it cannot be '
-                               'recomputed from it; set inplace=False in its first activation, or leave it out of '
+            raise RuntimeError(f'{type(self.modules[0]).__name__} changes its input in place, so it cannot be '
+                               'recomputed from it; set inplace=False in its first activation, or exclude it from '
                                'save_memory by the argument blocks')
         parameters = [tensor for module in self.modules for tensor in (*module.parameters(), *module.buffers())]
         self._drop(saved, [*inputs, *tensors_in(output), *parameters, *self.tape.values()],
@@ -131,7 +131,7 @@ class Segment:
         return output
 
     def _drop(self, saved: list[Saved], alive: list[Tensor], small: int) -> None:
-        """Let go of what can be recomputed, but not of so few bytes, nor of what is alive anyway."""
+        """Drop tensors that can be recomputed, except small ones and those that are alive anyway."""
         owners = {_memory(tensor): tensor for tensor in alive}
         for one in saved:
             owner = owners.get(_memory(one.tensor))
@@ -142,7 +142,7 @@ class Segment:
             else:
                 self.dropped[one.index] = one.tensor.shape
                 one.tensor = None
-        saved.clear()  # the hooks, which hold the list, live as long as the graph
+        saved.clear()  # the hooks hold the list and live as long as the graph
 
     def _load(self, one: Saved) -> Tensor:
         if one.tensor is not None:

@@ -1,10 +1,11 @@
-"""What a segment of a network records in its forward pass, so that its recomputation is cheap and exact.
+"""Record the calls of a segment in its forward pass, so that its recomputation is cheap and exact.
 
-Outputs of convolutions and linear layers are recorded whole. Of a BCN, what it saves for backward is: with the
-statistics known, its output is one affine map per image and channel, and its estimates do not matter anymore.
+The outputs of convolutions and linear layers are recorded. For a BCN the tensors that it saves for backward are
+recorded: they hold the statistics, so its output is one affine map per image and channel and does not depend on the
+estimates, which may have changed.
 
-An operator that is replayed makes no node of the autograd graph, and saves nothing. The tape knows which of its
-arguments it had saved, and gives these.
+A replayed operator creates no node in the autograd graph and saves nothing. The tape knows which arguments the operator
+had saved, and passes these on.
 """
 import inspect
 from collections.abc import Callable
@@ -17,16 +18,16 @@ from torch.overrides import TorchFunctionMode
 from wsbcn_mmseg.ops import batch_channel_norm, standardized_convolution
 from wsbcn_mmseg.ops.batch_channel_norm import repetition
 
-# Operators whose outputs are recorded: how many of their first arguments, input and kernel, they save in another type
-# under autocast. The kernel that a standardized convolution computes with is none of its arguments.
+# Operators whose outputs are recorded, and how many of their first arguments (input and kernel) they save in another
+# dtype under autocast. The standardized kernel of a standardized convolution is not one of its arguments.
 _PRODUCTS = {torch.conv1d: 2, torch.conv2d: 2, torch.conv3d: 2, torch.nn.functional.linear: 2,
              standardized_convolution: 1}
 _bind = inspect.signature(batch_channel_norm).bind
 
 
 def ran_differently() -> RuntimeError:
-    """The error of a recomputation that is none."""
-    return RuntimeError('a block took another path in its recomputation than in its forward pass; leave it out of '
+    """The error for a recomputation that differs from the forward pass."""
+    return RuntimeError('a block took another path in its recomputation than in its forward pass; exclude it from '
                         'save_memory by the argument blocks')
 
 
@@ -34,9 +35,9 @@ class Saved:
     """A tensor that autograd saved for backward.
 
     Attributes:
-        index: Its place among those of a segment.
+        index: Its position among the saved tensors of the segment.
         tensor: The tensor, as long as it is kept.
-        needed: Whether the recomputation needs it and cannot make it.
+        needed: Whether the recomputation needs it and cannot compute it.
     """
     __slots__ = ('index', 'needed', 'owner', 'tensor', 'version')
 
@@ -45,11 +46,11 @@ class Saved:
         self.needed = False
 
     def is_intact(self) -> bool:
-        """Whether nobody has changed it in place since it was saved."""
+        """Whether it was not changed in place since it was saved."""
         return self.tensor._version == self.version
 
     def keep(self, owner: Tensor) -> None:
-        """Hold it; ``owner`` shares its memory and knows of changes in place."""
+        """Keep it. ``owner`` shares its memory, and its version shows changes in place."""
         self.tensor, self.owner, self.version = self.tensor.detach(), owner.detach(), owner._version
 
     def get(self) -> Tensor:
@@ -66,8 +67,8 @@ class Saved:
 
 @dataclass
 class _Source:
-    """A saved tensor as a function of the operator's arguments: one of them, perhaps in another type, layout or shape;
-    or the tensor itself, where it is none of them."""
+    """A saved tensor as a function of the operator's arguments: one of them, perhaps in another dtype, layout or shape;
+    or the tensor itself if it is not one of them."""
     argument: int | None
     tensor: Tensor | None
     dtype: torch.dtype
@@ -92,7 +93,7 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
 
 
 def _sources(saved: list[Saved], arguments: list[Tensor], convertible: int) -> list[_Source]:
-    """Where saved tensors come from; ``convertible``: how many of the arguments may be saved in another type."""
+    """The sources of saved tensors. ``convertible`` is how many of the arguments may be saved in another dtype."""
     sources, left = [], list(range(convertible))
     for one in saved:
         tensor = one.tensor
@@ -118,13 +119,13 @@ class _Call:
     """A recorded call.
 
     Attributes:
-        operator: Which.
-        sources: Of the tensors that it saved, in order.
-        requires_grad: Whether its output does.
-        value: The output, or None: then the operator runs again.
-        version: Of the value's memory.
-        again: The output from the tensors that were saved, for norms.
-        estimates: Running mean and variance that normalized, for norms without ``again``.
+        operator: The operator.
+        sources: Sources of the tensors that it saved, in order.
+        requires_grad: Whether its output requires a gradient.
+        value: The output; if None, the operator runs again.
+        version: Version of the value when it was recorded.
+        again: For norms, a function that computes the output from the saved tensors.
+        estimates: For norms without ``again``, the running mean and variance that they normalized by.
     """
     operator: Callable[..., Tensor]
     sources: list[_Source]
@@ -144,25 +145,25 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError('a recomputed segment has no backward pass of its own')
+        raise RuntimeError('a recomputed segment cannot be differentiated')
 
 
 class Tape:
     """The calls of a segment, in order."""
 
     def __init__(self, keeps: Callable[[Tensor], bool]):
-        self.keeps = keeps  # whether the product with such a kernel is recorded
+        self.keeps = keeps  # whether to record the output, by the kernel
         self.calls: list[_Call] = []
 
     def values(self) -> list[Tensor]:
-        """Outputs that are recorded; those that were changed in place since are forgotten."""
+        """The recorded outputs, without those that were changed in place since."""
         for call in self.calls:
             if call.value is not None and call.value._version != call.version:
                 call.value = None
         return [call.value for call in self.calls if call.value is not None]
 
     def forget_values(self) -> None:
-        """After a recomputation what is still needed is held by others. Another one would run the operators again."""
+        """Called after a recomputation, when others hold what is needed. Another one would run the operators again."""
         for call in self.calls:
             call.value = None
 
@@ -183,10 +184,10 @@ class _Mode(TorchFunctionMode):
 
 
 class Recording(_Mode):
-    """While it is active, calls are recorded.
+    """Records calls while it is active.
 
     Args:
-        tape: Where to.
+        tape: The tape to record on.
         saved: List that grows as tensors are saved.
     """
 
@@ -211,22 +212,22 @@ class Recording(_Mode):
         first = len(self.saved)
         bound = _bind(*args, **kwargs)
         bound.apply_defaults()
-        again = repetition(bound.arguments)  # before the call, in which kernels may fail, and be replaced from then on
+        again = repetition(bound.arguments)  # first: kernels may fail in the call
         output, call = self._call(batch_channel_norm, args, kwargs)
         call.again = again if call.sources else None
         if call.again is None:
             call.estimates = bound.arguments['running_mean'].clone(), bound.arguments['running_var'].clone()
             for saved in self.saved[first:]:
-                saved.needed = False  # the operator runs again and saves them anew
+                saved.needed = False  # the operator runs again and saves them again
         return output
 
 
 class Replaying(_Mode):
-    """While it is active, recorded calls are not made again.
+    """Replaces recorded calls by their results while it is active.
 
     Args:
-        tape: Where they are recorded.
-        save: What to call with each tensor that a call had saved, in order.
+        tape: The tape with the recorded calls.
+        save: Function to call with each tensor that a call had saved, in order.
     """
 
     def __init__(self, tape: Tape, save: Callable[[Tensor], None]):

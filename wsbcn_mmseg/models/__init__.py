@@ -1,4 +1,4 @@
-"""Network parts that the paper's models need and OpenMMLab does not have."""
+"""Parts of the paper's models that OpenMMLab does not have."""
 from .cifar_resnet import CIFARResNet
 from .deeplabv3_head import DeepLabV3Head
 from .gain_of_kernel import GainOfKernel

@@ -11,8 +11,8 @@ from torch import nn
 class CIFARResNet(ResNet):
     """ResNet of 6n + 2 layers: a 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels.
 
-    Where the width changes, the shortcut is a 1x1 convolution and a norm (option B of He et al.), as in the public code
-    that the authors trained with.
+    Where the width changes, the shortcut is a 1x1 convolution and a norm (option B of He et al.), as in the authors'
+    public training code.
 
     Args:
         depth: 8, 20, 32, 44, 56 or 110.

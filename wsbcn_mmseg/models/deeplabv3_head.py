@@ -1,4 +1,4 @@
-"""The head of DeepLabV3 (Chen et al. 2017) as the paper trained it."""
+"""The head of DeepLabV3 (Chen et al. 2017) as trained in the paper."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +18,14 @@ class DeepLabV3Head(ASPPHead):
     those of ``ASPPHead``.
 
     Args:
-        dilations: Of the branches. Defaults to (1, 6, 12, 18).
-        pool_norm: False leaves out the norm of the image-pooling branch, whose maps have one position: BatchNorm cannot
-            train there with one image per process. Defaults to True.
-        kwargs: Further arguments of ``ASPPHead``. With ``init_cfg=None`` the logits layer starts as the authors' does:
-            PyTorch's default, uniform within 1/16 for 256 channels; where the network does not standardize its weights,
-            the kernel as all others, normal with variance 2 / num_classes (chenxi116/DeepLabv3.pytorch, deeplab.py
-            initializes each instance of the network's convolution class, to which the logits layer belongs only
-            without WS).
+        dilations: Dilations of the branches. Defaults to (1, 6, 12, 18).
+        pool_norm: Whether the image-pooling branch has a norm. Its maps have one position, so BatchNorm cannot train
+            there with one image per process. Defaults to True.
+        kwargs: Further arguments of ``ASPPHead``. With ``init_cfg=None`` the logits layer is initialized as in the
+            authors' code: by PyTorch's default, uniform within 1/16 for 256 channels; if the network does not
+            standardize its weights, its kernel is normal with variance 2 / num_classes, like all others
+            (chenxi116/DeepLabv3.pytorch: deeplab.py initializes each instance of the network's convolution class, and
+            the logits layer is of this class only without WS).
     """
 
     def __init__(self, dilations: Sequence[int] = (1, 6, 12, 18), pool_norm: bool = True, **kwargs: Any):

@@ -1,4 +1,4 @@
-"""Initialization of weight normalization's gains."""
+"""Initialization of the gains of weight normalization."""
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
@@ -7,8 +7,8 @@ from wsbcn_mmseg.layers import ConvCWN, ConvWN
 
 @WEIGHT_INITIALIZERS.register_module()
 class GainOfKernel:
-    """Set the gains of all ConvWN and ConvCWN in a module to the lengths of their kernels, after rules that initialize
-    the kernels.
+    """Set the gains of all ConvWN and ConvCWN in a module to the norms of their kernels. It must come after the rules
+    that initialize the kernels.
 
     Examples:
         >>> init_cfg = [dict(type='Kaiming', layer='Conv2d'), dict(type='GainOfKernel')]

@@ -11,8 +11,9 @@ from .cifar_resnet import CIFARResNet
 
 
 class NormActBlock(BasicBlock):
-    """Residual block of two 3x3 convolutions. The first norm activates; the second and the shortcut's do not, and ReLU
-    follows the addition, as in a ResNet with other norms. The second norm's scale starts at 0, as there."""
+    """Residual block of two 3x3 convolutions. Only the first norm contains its activation. The norms of the second
+    convolution and the shortcut do not; ReLU follows the addition, and the second norm's scale is initialized to 0, as
+    in a ResNet with other norms."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

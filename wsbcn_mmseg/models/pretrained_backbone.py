@@ -1,4 +1,4 @@
-"""Backbone weights from a classification checkpoint, with a count of what was loaded."""
+"""Initialize a backbone from a classification checkpoint, and log how many tensors were loaded."""
 import re
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from wsbcn_mmseg.runtime.checkpoint import read_checkpoint, weights_in
 from wsbcn_mmseg.runtime.fit import Fit, load_and_compare
 from wsbcn_mmseg.runtime.saved_config import saved_settings
 
-# Layers after the backbone, in classifiers whose backbone has no prefix
+# Layers after the backbone in classifiers whose backbone has no prefix
 _CLASSIFIER = ('fc.', 'head.', 'classifier.')
 
 
@@ -28,8 +28,9 @@ class PretrainedBackbone:
             ``{norm}`` in a replacement stands for the name of norms in the file (``bn``, ``gn``, ``bcn``).
 
     Raises:
-        ValueError: If a tensor of the backbone is missing in the file or has another shape, the file has others, or,
-            by the config in it, it was trained with Weight Standardization and the backbone has none, or the reverse.
+        ValueError: If a tensor of the backbone is missing in the file or has another shape, if the file has additional
+            tensors, or if the config in the file says that it was trained with Weight Standardization and the backbone
+            has none, or the reverse.
 
     Examples:
         >>> init_cfg = dict(type='PretrainedBackbone', checkpoint='resnet101_bcn_ws_in1k.pth')
@@ -42,11 +43,11 @@ class PretrainedBackbone:
         fit = self.compare(module)
         fit.require_all()
         for child in module.modules():
-            child.is_init = True  # or MMEngine would initialize ConvModules anew, after this
+            child.is_init = True  # otherwise MMEngine would initialize ConvModules again
         print_log(f'Backbone: loaded {len(module.state_dict())} tensors from {self.checkpoint}', logger='current')
 
     def compare(self, module: nn.Module) -> Fit:
-        """Load what fits, and say what does not."""
+        """Load the tensors that fit, and return how the others differ."""
         checkpoint = read_checkpoint(self.checkpoint)
         weights = weights_in(checkpoint, self.checkpoint)
         if any(name.startswith('backbone.') for name in weights):

@@ -1,4 +1,4 @@
-"""Tensor functions: Weight Standardization and Batch-Channel Normalization. They know torch and nothing else."""
+"""Tensor functions: Weight Standardization and Batch-Channel Normalization. They depend on torch only."""
 from .batch_channel_norm import batch_channel_norm
 from .self_check import agree_on_kernels, check_kernels
 from .standardized_convolution import standardized_convolution

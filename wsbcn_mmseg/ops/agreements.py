@@ -1,7 +1,7 @@
-"""On which devices the kernels agreed with stock operators, remembered on disk between processes.
+"""A cache on disk of the devices on which the kernels agreed with stock operators.
 
-A list of strings in a JSON file: nothing in it is run, and what does not read as such is ignored. Only agreement is
-remembered, so a file that is lost, damaged or not writable costs a check, and nothing else.
+The cache is a JSON file with a list of strings. It holds no code, and entries that are not strings are ignored. Only
+agreement is stored, so a file that is lost, damaged or not writable costs one more check and nothing else.
 """
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-MOST = 100  # agreements kept; the newest
+MOST = 100  # the newest agreements are kept
 
 
 def path() -> Path:
@@ -24,7 +24,7 @@ def path() -> Path:
 
 
 def key(device: torch.device, dtype: torch.dtype) -> str:
-    """What an agreement depends on."""
+    """Key of an agreement: everything that it depends on."""
     return ' | '.join([*_hardware(device), *_interpreter(), f'torch {torch.__version__}', f'triton {_triton()}',
                        f'kernels {_digest()}', str(dtype)])
 
@@ -38,7 +38,7 @@ def _hardware(device: torch.device) -> list[str]:
 
 
 def _interpreter() -> list[str]:
-    """Triton's interpreter takes tensors of any device, and says nothing about compiled kernels."""
+    """Triton's interpreter accepts tensors of any device, and its result does not apply to compiled kernels."""
     chosen = os.environ.get('TRITON_INTERPRET', '0')
     return [] if chosen == '0' else [f'TRITON_INTERPRET {chosen}']
 
@@ -53,14 +53,14 @@ def _driver() -> str:
 
 def _triton() -> str:
     try:
-        return import_module('triton').__version__  # of a distribution with one of several names
+        return import_module('triton').__version__  # several distributions provide this module
     except Exception:  # not installed, or installed and broken
         return 'unknown'
 
 
 @functools.cache
 def _digest() -> str:
-    """Of the source of everything that takes part, which says more than the package's version."""
+    """Hash of the sources in this folder; they can change while the package's version stays the same."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob('*.py')):
         digest.update(file.read_bytes())
@@ -76,12 +76,12 @@ def _read() -> list[str]:
 
 
 def holds(agreement: str) -> bool:
-    """Whether it is remembered."""
+    """Whether the agreement is in the cache."""
     return agreement in _read()
 
 
 def remember(agreement: str) -> None:
-    """Write it, where that is possible; a reader sees the old file or the new one."""
+    """Add the agreement to the cache, if it is writable. The file is replaced atomically."""
     agreed = _read()
     if agreement in agreed:
         return

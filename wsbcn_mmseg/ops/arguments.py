@@ -1,4 +1,4 @@
-"""Checks of numbers, flags and choices that constructors, functions and hooks are given; each fault is one sentence."""
+"""Checks of the arguments of constructors, functions and hooks; each error message is one sentence."""
 import math
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 def check_number(name: str, value: float, low: float = -math.inf, high: float = math.inf, *,
                  above: float | None = None) -> float:
-    """``value`` if it is a finite number with low <= value <= high, and above ``above`` where that is given.
+    """Return ``value`` if it is a finite number with low <= value <= high, and above ``above`` if that is given.
 
     Raises:
-        ValueError: If it is not; the message names expected and got.
+        ValueError: If it is not; the message names the expected and the actual value.
     """
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
@@ -25,15 +25,15 @@ def check_number(name: str, value: float, low: float = -math.inf, high: float = 
 
 
 def check_eps(value: float) -> float:
-    """``value`` if it can be added to variances: a finite number above 0."""
+    """Return ``value`` if it can be added to variances: a finite number above 0."""
     return check_number('eps', value, above=0)
 
 
 def check_integer(name: str, value: int, low: int) -> int:
-    """``value`` if it is a whole number of at least ``low``.
+    """Return ``value`` if it is a whole number of at least ``low``.
 
     Raises:
-        ValueError: If it is not; the message names expected and got.
+        ValueError: If it is not; the message names the expected and the actual value.
     """
     if isinstance(value, (bool, float, str)) or not hasattr(value, '__index__') or value < low:
         raise ValueError(f'{name} must be a whole number of at least {low}, got {value!r}')
@@ -41,7 +41,7 @@ def check_integer(name: str, value: int, low: int) -> int:
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """``value`` if it is True or False, and not a text such as 'False', which counts as true.
+    """Return ``value`` if it is True or False. A string such as 'False' would count as true.
 
     Raises:
         ValueError: If it is not.
@@ -52,7 +52,7 @@ def check_flag(name: str, value: bool) -> bool:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """``value`` if it is one of ``choices``.
+    """Return ``value`` if it is one of ``choices``.
 
     Raises:
         ValueError: If it is not.
@@ -63,7 +63,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
 
 
 def check_input(x: Tensor, channels: int, min_dims: int = 2) -> None:
-    """An activation must be a floating-point tensor of shape (N, channels, *).
+    """Raise an error unless an activation is a floating-point tensor of shape (N, channels, *).
 
     Args:
         x: The activation.
@@ -71,7 +71,7 @@ def check_input(x: Tensor, channels: int, min_dims: int = 2) -> None:
         min_dims: Fewest dimensions. Defaults to 2.
 
     Raises:
-        ValueError: If it is not; the message names expected and got.
+        ValueError: If it is not; the message names the expected and the actual value.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f'expected a tensor of shape (N, {channels}, *), got {type(x).__name__}')

@@ -1,4 +1,4 @@
-"""Batch-Channel Normalization (Qiao et al., Section 7): what it computes, and which implementation computes it."""
+"""Batch-Channel Normalization (Qiao et al., Section 7) and the choice of its implementation."""
 import functools
 import os
 import warnings
@@ -38,7 +38,7 @@ def batch_channel_norm(x: Tensor,
                        sync: bool = False,
                        skipped_updates: Tensor | None = None,
                        relu: bool = False) -> Tensor:
-    r"""Normalize channels by batch statistics, then groups of channels by their own (Eq. 40-43, Algorithm 1).
+    r"""Normalize channels by batch statistics, then groups of channels by group statistics (Eq. 40-43, Algorithm 1).
 
     .. math::
         \dot x_{bc} &= \gamma^b_c (x_{bc} - \hat\mu_c) / \sqrt{\hat\sigma_c^2 + \epsilon} + \beta^b_c \\
@@ -47,14 +47,14 @@ def batch_channel_norm(x: Tensor,
     In training, ``'micro_batch'`` updates the running estimates with the batch's statistics at ``rate``, then
     normalizes by them, without gradient through them (Algorithm 1); ``'large_batch'`` normalizes by the batch's
     statistics, with gradient, and updates the estimates as BatchNorm does (Eq. 43). In evaluation both normalize by the
-    estimates. In the recomputation of a checkpointed segment (inside backward) the estimates are not updated again; a
-    layer that ran several times since is recomputed with the estimates of its last run.
-    Statistics are taken in float32 at least. Non-finite inputs give NaN out; the estimates of a channel whose batch
-    statistics are not finite keep their values. A batch without images (B = 0) gives an empty output, as GroupNorm's,
-    and updates nothing.
+    estimates. When a checkpointed segment is recomputed in backward, the estimates are not updated again. If the layer
+    ran several times in the meantime, the recomputation uses the estimates of its last run.
+    Statistics are computed in float32 or higher precision. Non-finite inputs give NaN outputs. If the batch statistics
+    of a channel are not finite, its estimates keep their values. An empty batch (B = 0) gives an empty output, as with
+    GroupNorm, and updates nothing.
 
     Args:
-        x: Activations of shape (B, C, \*), floating point; contiguous and channels-last inputs are read as they are.
+        x: Activations of shape (B, C, \*), floating point; contiguous and channels-last inputs are not copied.
         batch_weight, batch_bias: gamma^b and beta^b, shape (C,).
         running_mean, running_var: The estimates, shape (C,), updated in place in training.
         channel_weight, channel_bias: gamma^c and beta^c, shape (num_groups,): one pair per *group*.
@@ -64,13 +64,13 @@ def batch_channel_norm(x: Tensor,
         rate: Update rate r of the estimates, in [0, 1]; BatchNorm's momentum in large-batch mode. Defaults to 0.01.
         eps: Added to both variances, inside the roots; above 0. Defaults to 1e-5.
         impl: ``'reference'`` (plain operations, any number of derivatives), ``'fused'`` (any device), ``'cpp'`` (CPU
-            kernels, where they have been built), ``'triton'`` (CUDA kernels) or ``'auto'``: what the environment
-            variable ``WSBCN_IMPL`` names, else the kernels of the device where they can serve, else ``'fused'``; while
-            a network is traced or exported, and under torch.func, always ``'reference'``. ``'auto'`` checks the
-            CUDA kernels at their first use; where they fail, it warns once and takes ``'fused'``. Defaults to
-            ``'auto'``.
-        sync: Take the statistics over all ranks of ``torch.distributed``, in one collective each way; large-batch mode
-            only. Defaults to False.
+            kernels, if they were built), ``'triton'`` (CUDA kernels) or ``'auto'``. ``'auto'`` uses the implementation
+            that the environment variable ``WSBCN_IMPL`` names, else the kernels of the device if they support the
+            call, else ``'fused'``. While a network is traced or exported, and under torch.func, it always uses
+            ``'reference'``. It checks the CUDA kernels at their first use; if they fail, it warns once and uses
+            ``'fused'``. Defaults to ``'auto'``.
+        sync: Compute the statistics over all ranks of ``torch.distributed``, with one collective in forward and one in
+            backward; large-batch mode only. Defaults to False.
         skipped_updates: Integer tensor of shape (C,) that counts, on the device, how often the estimates of each
             channel kept their values because its batch was not finite. Defaults to None.
         relu: Whether ReLU follows; ``'cpp'`` and ``'triton'`` apply it in the same pass. Defaults to False.
@@ -79,8 +79,8 @@ def batch_channel_norm(x: Tensor,
         Tensor of x's shape, dtype and memory format.
 
     Raises:
-        ValueError: If an argument does not fit; the message names expected and got.
-        RuntimeError: If the implementation asked for cannot serve the request.
+        ValueError: If an argument is invalid; the message names the expected and the actual value.
+        RuntimeError: If the requested implementation does not support the call.
 
     Examples:
         >>> x, c = torch.randn(2, 8, 5, 5), (torch.ones(8), torch.zeros(8), torch.zeros(8), torch.ones(8))
@@ -94,7 +94,7 @@ def batch_channel_norm(x: Tensor,
         _check_shapes(channel_weight.shape, channel_bias=channel_bias)
     if not torch.jit.is_tracing() and x.shape[0] == 0:
         parameters = batch_weight, batch_bias, channel_weight, channel_bias
-        return x + sum(parameter.sum() for parameter in parameters).to(x.dtype)  # DDP waits for gradients of all
+        return x + sum(parameter.sum() for parameter in parameters).to(x.dtype)  # DDP needs all gradients
     sync = sync and _several_ranks()
     batch_statistics = training and mode == 'large_batch'
     if batch_statistics and not sync and x.numel() == x.shape[1]:
@@ -114,7 +114,7 @@ def batch_channel_norm(x: Tensor,
 def _warn_of_captured_rate(x: Tensor, training: bool, rate: float | Tensor) -> None:
     on_host = training and x.is_cuda and isinstance(rate, Tensor) and rate.is_cpu
     if on_host and not torch.compiler.is_compiling() and self_check.capturing(x.device):
-        warnings.warn('a CUDA graph is being captured, which keeps the update rate of this moment whatever is assigned '
+        warnings.warn('a CUDA graph is being captured, which keeps the current update rate even if another is assigned '
                       'later; call wsbcn_mmseg.layers.make_capturable(model) before the capture', stacklevel=3)
 
 
@@ -130,7 +130,7 @@ def _several_ranks() -> bool:
 
 
 def values_per_group(x: Tensor, num_groups: int) -> int:
-    """How many values the statistics of a group of one image are taken over."""
+    """The number of values in a group of one image."""
     pixels = 1
     for side in x.shape[2:]:
         pixels = pixels * side
@@ -140,9 +140,9 @@ def values_per_group(x: Tensor, num_groups: int) -> int:
 def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: int, mode: str, rate: float | Tensor,
            eps: float, sync: bool, skipped_updates: Tensor | None) -> None:
     check_choice('mode', mode, MODES)
-    if not torch.compiler.is_compiling():  # there it may be a symbol
+    if not torch.compiler.is_compiling():  # it may be a symbol there
         check_eps(eps)
-    # On a device a look would wait for it, and in a compiled graph it would be a constant
+    # Reading the value would synchronize with the device, and it would become a constant in a compiled graph
     if not isinstance(rate, Tensor) or rate.device.type == 'cpu' and not torch.compiler.is_compiling():
         check_number('rate', rate, 0, 1)
     check_flag('sync', sync)
@@ -162,12 +162,12 @@ def _check(x: Tensor, batch_weight: Tensor, channel_weight: Tensor, num_groups: 
 
 
 def implementation_name(impl: str, x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> str:
-    """The name of the implementation that serves a call: ``impl``, or what ``'auto'`` stands for."""
+    """The name of the implementation for a call: ``impl``, or the one that ``'auto'`` chooses."""
     return _choice(impl, x, num_groups, running_mean, sync)[0]
 
 
 def _choice(impl: str, x: Tensor, num_groups: int, running_mean: Tensor, sync: bool) -> tuple[str, bool]:
-    """An implementation, and whether the caller or the environment names it."""
+    """An implementation, and whether the caller or the environment asked for it by name."""
     if impl == 'auto':
         impl = 'reference' if needs_plain_operations() else os.environ.get('WSBCN_IMPL') or 'auto'
     return (_fastest(x, num_groups, running_mean, sync), False) if impl == 'auto' else (impl, True)
@@ -187,11 +187,11 @@ def _implementation(impl: str) -> Callable[..., Tensor]:
 
 
 def repetition(arguments: dict) -> Callable[[list[Tensor]], Tensor] | None:
-    """A function that gives the output of a call again, from the tensors that it saved for backward: one map, whatever
-    has become of the estimates. None if the implementation has no such function.
+    """A function that recomputes the output of a call by one map from the tensors that the call saved for backward. It
+    does not read the estimates, which may have changed. None if the implementation has no such function.
 
     Args:
-        arguments: Of the call, by name.
+        arguments: The arguments of the call, by name.
     """
     batch_statistics = arguments['training'] and arguments['mode'] == 'large_batch'
     name, forced = _choice(arguments['impl'], arguments['x'], arguments['num_groups'], arguments['running_mean'],

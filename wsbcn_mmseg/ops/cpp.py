@@ -1,7 +1,7 @@
 """Batch-Channel Normalization in C++ for the CPU: an optional extension, built from ``csrc`` for one version of torch.
 
-``pip install --no-build-isolation`` builds it where there is a C++ compiler (``setup.py``). Without it, stock operators
-do the same.
+``pip install --no-build-isolation`` builds it if there is a C++ compiler (``setup.py``). Without it, stock operators
+compute the same.
 """
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def library_name(version: str) -> str:
 
 
 def _load() -> str | None:
-    """Load the library; if that fails, return why."""
+    """Load the library; if that fails, return the reason."""
     path = next(Path(__file__).parent.glob(f'{library_name(torch.__version__)}.*'), None)
     if path is None:
         return f'the C++ kernels have not been built for torch {torch.__version__}'
@@ -29,7 +29,7 @@ def _load() -> str | None:
     return None
 
 
-WHY_NOT = _load()  # at import, so that compilers see a constant
+WHY_NOT = _load()  # loaded at import, so that torch.compile sees a constant
 
 if WHY_NOT is None:
     @torch.library.register_fake('wsbcn::batch_channel_norm_forward')
@@ -45,10 +45,10 @@ if WHY_NOT is None:
 
 
 def serves(x: Tensor, running_mean: Tensor, sync: bool) -> bool:
-    """Whether the kernels can serve a call; they take no statistics over several processes."""
+    """Whether the kernels support a call; they do not support statistics over several processes."""
     if WHY_NOT is not None or sync or not x.is_cpu or x.dtype not in DTYPES:
         return False
-    # Estimates of another dtype are rounded between their update and their use, which stock operators do
+    # Estimates of another dtype are rounded between update and use; only the stock operators do this
     return running_mean.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
@@ -59,7 +59,7 @@ def batch_channel_norm_cpp(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, 
     """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`; ``relu`` may follow.
 
     Raises:
-        RuntimeError: If the kernels cannot serve the call.
+        RuntimeError: If the kernels do not support the call.
     """
     if WHY_NOT is not None:
         raise RuntimeError(f"{WHY_NOT}; {INSTALL}; or choose impl='auto'")
@@ -76,6 +76,6 @@ def batch_channel_norm_cpp(x: Tensor, batch_weight: Tensor, batch_bias: Tensor, 
 
 
 def repeated_cpp(relu: bool, saved: list[Tensor]) -> Tensor:
-    """The output of a forward pass again, bit for bit, from what it saved."""
+    """Recompute the output of a forward pass from the tensors it saved; equal bit for bit."""
     x, kept, *_ = saved
     return torch.ops.wsbcn.batch_channel_norm_map(x, kept, relu)

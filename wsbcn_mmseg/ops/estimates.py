@@ -1,4 +1,4 @@
-"""How the per-channel batch statistics of BCN are combined over ranks and how the stored ones move."""
+"""Update of BCN's running estimates, and combination of batch statistics over ranks."""
 import math
 
 import torch
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def recomputing() -> bool:
-    """Whether this forward pass is the recomputation of a checkpointed segment, inside a backward pass.
+    """Whether this forward pass recomputes a checkpointed segment inside a backward pass.
 
-    The estimates moved in the original pass and must not move again. The recomputation sees them as they are then: as
-    that pass left them, unless the same layer ran again in between.
+    The original pass has updated the estimates, and they must not be updated again. The recomputation uses their
+    current values, which are those of the original pass unless the same layer ran again in between.
     """
-    if torch.compiler.is_compiling():  # the query cannot be traced; compiled graphs ask when they run, below
+    if torch.compiler.is_compiling():  # the query cannot be traced; compiled graphs call it at run time, below
         return False
     return torch._C._current_graph_task_id() != -1
 
@@ -29,18 +29,18 @@ def updated_estimates(running_mean: Tensor, running_var: Tensor, batch_mean: Ten
         rate: Update rate r in [0, 1], a number or a 0-dim tensor.
 
     Returns:
-        Moved mean and variance, shape (C,) in the estimates' dtype, and which channels were not skipped because of
-        their batch, bool of shape (C,), or None for all.
+        Updated mean and variance, shape (C,) in the estimates' dtype, and a bool mask of shape (C,), False for channels
+        that were skipped because of their batch; None if none were skipped.
     """
     if torch.compiler.is_compiling():
-        # Opaque to the compiler, which would recompute the moved estimates in backward, from buffers moved by then.
+        # Opaque to the compiler, which would recompute the update in backward, from buffers that were updated by then
         return _updated_opaquely(running_mean, running_var, batch_mean, batch_var, torch.as_tensor(rate))
     return _updated(running_mean, running_var, batch_mean, batch_var, rate)
 
 
 def store_estimates(running_mean: Tensor, running_var: Tensor, skipped_updates: Tensor | None, mean: Tensor,
                     var: Tensor, finite: Tensor | None) -> None:
-    """Write what :func:`updated_estimates` has returned into the buffers, and count the channels that did not move."""
+    """Write the result of :func:`updated_estimates` into the buffers, and count the skipped channels."""
     running_mean.copy_(mean)
     running_var.copy_(var)
     if skipped_updates is not None and finite is not None:
@@ -56,16 +56,16 @@ def update_estimates(running_mean: Tensor, running_var: Tensor, skipped_updates:
 
 
 def _updated(running_mean, running_var, batch_mean, batch_var, rate):
-    if isinstance(rate, Tensor):  # on the CPU a number is faster; elsewhere it would wait for the device
+    if isinstance(rate, Tensor):  # a number is faster on the CPU, but would synchronize elsewhere
         rate = rate.item() if rate.device.type == 'cpu' else rate.to(running_mean.dtype)
     mean = torch.lerp(running_mean, batch_mean.to(running_mean.dtype), rate)
     var = torch.lerp(running_var, batch_var.to(running_var.dtype), rate)
     total = mean + var
-    if total.device.type == 'cpu' and math.isfinite(total.sum().item()):  # where a look costs nothing
+    if total.device.type == 'cpu' and math.isfinite(total.sum().item()):  # no synchronization on the CPU
         return mean, var, None
     finite = torch.isfinite(total)
     mean, var = torch.where(finite, mean, running_mean), torch.where(finite, var, running_var)
-    return mean, var, finite | ~torch.isfinite(running_mean + running_var)  # estimates that were not, keep it
+    return mean, var, finite | ~torch.isfinite(running_mean + running_var)  # old NaNs do not count as skipped
 
 
 @torch.library.custom_op('wsbcn::updated_estimates', mutates_args=())
@@ -101,13 +101,13 @@ class _GatherRows(torch.autograd.Function):
 
 
 def merge_over_ranks(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance over all ranks from each rank's own, in one collective.
+    """Combine the mean and biased variance of each rank into those over all ranks, in one collective.
 
-    The law of total variance has only non-negative terms, so nothing cancels. Differentiable.
+    The law of total variance has only non-negative terms, so there is no cancellation. Differentiable.
 
     Args:
         mean, var: This rank's statistics, shape (C,).
-        count: How many values they were taken over; may differ between ranks.
+        count: Number of values per channel; may differ between ranks.
 
     Returns:
         Mean and variance of shape (C,), and the total count as a 0-dim tensor.

@@ -1,4 +1,4 @@
-"""Who calls the operators: ordinary execution, a tracer, an exporter, or a transform of torch.func."""
+"""Detect whether the operators are called by a tracer, an exporter or a transform of torch.func."""
 import torch
 
 
@@ -8,7 +8,7 @@ def transformed() -> bool:
 
 
 def needs_plain_operations() -> bool:
-    """Whether the caller knows stock operators only: a tracer, an exporter or a transform of torch.func."""
+    """Whether the caller supports stock operators only: a tracer, an exporter or a transform of torch.func."""
     if torch.compiler.is_compiling():
         return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()  # from torch 2.7 on
     return torch.jit.is_tracing() or transformed()

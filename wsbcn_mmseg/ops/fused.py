@@ -5,13 +5,13 @@ through the per-channel affine map of Eq. 40, the group statistics of Eq. 42. So
 one map; backward is one reduction over (dy, x) and one map ``dx = A dy + B x + C``. Only x and tensors of size (B, C)
 or smaller are kept for backward.
 
-Within a plane x = mean + std * u, where u, the normalized values, has mean 0 and mean square 1. Affine maps leave that
+Within a plane x = mean + std * u, where the normalized values u have mean 0 and mean square 1. Affine maps keep this
 form: after Eq. 40 and Eq. 42 a value is z = offset + spread * u, and its mean and mean square over the plane are offset
 and offset^2 + spread^2.
 
-On the CPU the arithmetic on (B, C)-sized tensors costs a good part of the time. It is not their size: the passes drive
-code out of the caches, and the first use of an operator takes many times as long as the next. So it is written with few
-kinds of operators: sums, products, differences.
+On the CPU the arithmetic on (B, C)-sized tensors takes a good part of the time. The reason is not their size: the
+passes evict code from the caches, and the first use of an operator takes many times as long as the next. So the
+arithmetic uses few kinds of operators: sums, products, differences.
 
 Shapes below: (B, C) per plane, the same as (B, G, C/G) by groups, (B, G, 1) per group of an image, (C,) per channel.
 """
@@ -33,7 +33,7 @@ from .planes import (
 
 def batch_statistics_of(plane_mean, plane_std, count, running_mean, running_var, rate, update: bool,
                         batch_statistics: bool, sync: bool):
-    """Mean and variance of Eq. 40, over how many values they were taken, and the updated estimates."""
+    """Mean and variance of Eq. 40, the number of values they are computed from, and the updated estimates."""
     updated = None, None, None
     if batch_statistics or update:
         images = plane_mean.shape[0]
@@ -100,12 +100,12 @@ class _BatchChannelNorm(torch.autograd.Function):
                                "choose the one that has by impl='reference' or WSBCN_IMPL=reference")
         x, plane_mean, plane_rstd, plane_std, deviation, inverse_sigma, scale, offset, spread, gain = ctx.saved_tensors
         input_dtype = x.dtype
-        dy = torch.zeros_like(x) if dy is None else dy  # the output was not used, but other ranks may wait
+        dy = torch.zeros_like(x) if dy is None else dy  # unused output, but other ranks may wait for this one
         x, dy = (t.contiguous(memory_format=ctx.format) for t in as_dtype(ctx.dtype, x, dy))
         planes, by_groups = plane_mean.shape, offset.shape
         per_pixel, per_channel = planes.numel() / x.numel(), 1 / by_groups[2]
 
-        # Of each plane: the sums of dy and of dy u. Of each group: of dy and of dy z
+        # Per plane, the sums of dy and of dy u; per group, the sums of dy and of dy z
         sum_dy, dot_dy = (sums.view(by_groups) for sums in plane_dots(dy, x, plane_mean, plane_rstd))
         group_sum = sum_dy.sum(2, keepdim=True)
         group_dot = (offset * sum_dy + spread * dot_dy).sum(2, keepdim=True)
@@ -137,7 +137,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 
 def repeated_fused(channel_weight: Tensor, channel_bias: Tensor, saved: list[Tensor]) -> Tensor:
-    """The output of a forward pass again, from what it saved."""
+    """Recompute the output of a forward pass from the tensors it saved."""
     x, plane_mean, plane_rstd, *_, offset, spread, _ = saved
     dense, gamma_c, beta_c = as_dtype(plane_mean.dtype, x, channel_weight[:, None], channel_bias[:, None])
     dense = dense.contiguous(memory_format=dense_format(x) or torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Let ``torch.overrides.TorchFunctionMode`` see our operators whole, as it sees PyTorch's."""
+"""Let ``torch.overrides.TorchFunctionMode`` intercept our operators as single calls, as it does PyTorch's."""
 import functools
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 
 def overridable(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A decorator of operators whose first argument is a tensor."""
+    """Decorator for operators whose first argument is a tensor."""
 
     @functools.wraps(operator)
     def dispatched(x: Tensor, *args, **kwargs) -> Tensor:

@@ -1,11 +1,11 @@
-"""The four passes over an activation that the fused form needs, built from stock PyTorch operators.
+"""The four passes over an activation in the fused implementation, built from stock PyTorch operators.
 
 A *plane* is one channel of one image, (b, c). Every function takes activations of shape (B, C, *) that are dense in the
 contiguous or the channels-last format, and per-plane numbers of shape (B, C); none copies an activation.
 
-Which stock operator serves is a matter of speed alone: reductions and maps that PyTorch has already fused and
-vectorized are the normalization layers' own. Where they are not to be had (compilation, other devices), the same
-arithmetic is written out.
+The stock operators are chosen for speed alone. PyTorch's normalization layers contain fused and vectorized reductions
+and maps, which are used here. Where they are not available (compilation, other devices), the same arithmetic is
+written out.
 """
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
-TINY = 1e-30  # keeps planes of variance 0 finite, and vanishes beside any other
+TINY = 1e-30  # keeps planes of variance 0 finite; too small to change any other
 
 
 def dense_format(x: Tensor) -> torch.memory_format | None:
@@ -25,7 +25,7 @@ def dense_format(x: Tensor) -> torch.memory_format | None:
 
 
 def as_dtype(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """``Tensor.to(dtype)`` without its call, which costs as much as arithmetic, where there is nothing to do."""
+    """``Tensor.to(dtype)``, skipped if there is nothing to do: the call alone costs as much as arithmetic."""
     return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
 
 
@@ -48,17 +48,17 @@ def _per_plane(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _affine_into(out: Tensor, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """An evaluation-mode batch normalization is a fused affine map per channel."""
-    save_mean, save_invstd = scale.new_empty(0), scale.new_empty(0)  # not one and the same: CUDA's kernel writes there
+    """A fused affine map per channel, by batch normalization in evaluation mode."""
+    save_mean, save_invstd = scale.new_empty(0), scale.new_empty(0)  # two tensors, because CUDA's kernel writes to them
     torch.native_batch_norm(x, scale, shift, center, torch.ones_like(scale), False, 0.0, 0.0,
                             out=(out, save_mean, save_invstd))
 
 
 class PlaneMoments(NamedTuple):
-    """Mean and reciprocal deviation of every plane, each (B, C); and what the operator that took them wrote besides.
+    """Mean and reciprocal standard deviation of every plane, each (B, C), and the operator's normalized output.
 
-    ``normalized`` is rstd * (x - mean) in memory of its own, or None. It was just written and is still in cache, and
-    fresh memory costs as much as a pass: so the map starts from it and ends in it.
+    ``normalized`` is rstd * (x - mean) in newly allocated memory, or None. It was just written and is still in cache,
+    and an allocation costs as much as a pass, so the map reads it and writes its result into the same memory.
     """
     mean: Tensor
     rstd: Tensor
@@ -66,7 +66,7 @@ class PlaneMoments(NamedTuple):
 
 
 def plane_moments(x: Tensor) -> PlaneMoments:
-    """Two-pass or Welford: nothing cancels."""
+    """Two-pass or Welford, so there is no cancellation."""
     batch, channels = x.shape[:2]
     if _has_fused_norms(x) and x.is_contiguous():
         pixels = x.numel() // (batch * channels)
@@ -81,14 +81,14 @@ def plane_moments(x: Tensor) -> PlaneMoments:
 
 
 def plane_affine_of_normalized(moments: PlaneMoments, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * rstd * (x - mean) + shift, with one number of each per plane. Uses ``moments`` up."""
+    """scale * rstd * (x - mean) + shift, with one number of each per plane. Overwrites ``moments``."""
     if moments.normalized is None:
         return plane_affine(x, moments.mean, scale * moments.rstd, shift)
     return plane_affine(moments.normalized, torch.zeros_like(shift), scale, shift, out=moments.normalized)
 
 
 def plane_affine(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
-    """scale * (x - center) + shift, with one number of each per plane; written to ``out`` where given."""
+    """scale * (x - center) + shift, with one number of each per plane; written to ``out`` if given."""
     if not _has_fused_norms(x):
         return (x - _per_plane(center, x)) * _per_plane(scale, x) + _per_plane(shift, x)
     out = torch.empty_like(x) if out is None else out

@@ -1,6 +1,6 @@
 """Batch-Channel Normalization written out: Algorithm 1 and Eq. 43 in plain differentiable operations.
 
-The reference implementation, used to test the fast ones, and what tracers, exporters and torch.func see. It is
+This reference implementation is used to test the fast ones, and by tracers, exporters and torch.func. It is
 differentiable any number of times and keeps several copies of the activation for backward.
 """
 import torch
@@ -13,15 +13,15 @@ def batch_channel_norm_reference(x: Tensor, batch_weight: Tensor, batch_bias: Te
                                  running_var: Tensor, channel_weight: Tensor, channel_bias: Tensor, num_groups: int,
                                  update: bool, batch_statistics: bool, rate: float | Tensor, eps: float,
                                  sync: bool, skipped_updates: Tensor | None) -> Tensor:
-    """See :func:`~wsbcn_mmseg.ops.batch_channel_norm`, which decides ``update`` (the estimates do) and
-    ``batch_statistics`` (normalize by the batch, Eq. 43, not by the estimates).
+    """See :func:`~wsbcn_mmseg.ops.batch_channel_norm`. ``update`` says whether to update the estimates,
+    ``batch_statistics`` whether to normalize by the batch (Eq. 43) instead of the estimates.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     inputs, x = x, x.to(dtype)
-    pixels = [0, *range(2, x.dim())]  # the mean over these is a channel's batch mean
+    pixels = [0, *range(2, x.dim())]  # the mean over these dimensions is the batch mean of a channel
     per_channel = (-1, *[1] * (x.dim() - 2))
 
-    if batch_statistics:  # Eq. 43: BatchNorm's statistics, which carry gradient
+    if batch_statistics:  # Eq. 43: BatchNorm's statistics, with gradient
         mean = x.mean(pixels)
         var = (x - mean.view(per_channel)).square().mean(pixels)
         count = x.numel() // x.shape[1]

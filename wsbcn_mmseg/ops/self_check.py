@@ -1,10 +1,10 @@
-"""Whether the Triton kernels can be trusted on a device: a check at first use, and stock operators where they cannot.
+"""Check of the Triton kernels at their first use on a device, and fallback to stock operators if it fails.
 
 At the first call on a device in a dtype, the kernels run on small activations, forward and backward, and are compared
 with stock operators in float64 on the CPU. Agreement is remembered by the process, and on disk for the same device,
-driver, torch, Triton and kernels (:mod:`.agreements`). Everything else (a missing Triton, an error of the compiler, a
-device that is not supported, a difference, a launch that fails later) leads to one warning that names the cause, and
-to stock operators for this device and dtype until the process ends.
+driver, torch, Triton and kernels (:mod:`.agreements`). Any failure (Triton is missing, the compiler fails, the device
+is not supported, results differ, a later launch fails) gives one warning that names the cause, and stock operators are
+used for this device and dtype until the process ends.
 """
 import os
 import sys
@@ -25,10 +25,10 @@ from .fused import batch_channel_norm_fused
 DEVICE_TYPES = ('cuda', 'cpu') if os.environ.get('TRITON_INTERPRET') == '1' else ('cuda', )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_GROUP_CHANNELS = 8192
-MAX_PIXELS = 2**31 - 2**12  # of a plane: within it offsets have 32 bits, across planes 64
-# In parts of the largest value, or of 1. Arithmetic is float32, and results of the input's dtype are rounded to it
+MAX_PIXELS = 2**31 - 2**12  # per plane: offsets within a plane have 32 bits, across planes 64
+# Relative to the largest value, or to 1. Arithmetic is float32, and results of the input's dtype are rounded to it
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-NEAR_ZERO = 1e-3  # outputs so near to ReLU's kink may fall on either side of it, and get no gradient here
+NEAR_ZERO = 1e-3  # such outputs may fall on either side of ReLU's kink, so they get no gradient here
 
 RATE, EPS = 0.25, 1e-5
 RESULTS = ('output', 'running mean', 'running variance', 'count of skipped updates', 'gradient of the input',
@@ -54,8 +54,8 @@ class Case(NamedTuple):
                 f'{self.shape}')
 
 
-# Planes of odd size, of one tile, several tiles and one pixel; one image, and more than a block of them; groups of few
-# channels and of more, which are kernels of their own
+# Planes of odd size, of one tile, several tiles and one pixel; one image, and more than a block of images; groups of
+# few and of many channels, for which different kernels are compiled
 CASES = (
     Case((2, 6, 5, 7), 2, False, True, False, False),
     Case((2, 6, 5, 7), 2, True, True, True, True),
@@ -67,10 +67,10 @@ CASES = (
 
 
 def kernels_serve(x: Tensor, num_groups: int) -> bool:
-    """Whether the kernels can serve a call; checks them first where that has not been done."""
+    """Whether the kernels support a call; checks them first if that has not been done."""
     if (x.dtype not in DTYPES or x.device.type not in DEVICE_TYPES or x.shape[1] // num_groups > MAX_GROUP_CHANNELS
             or x.numel() > MAX_PIXELS * x.shape[0] * x.shape[1]
-            or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__  # has no memory of its own, as FakeTensor
+            or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__  # FakeTensor and the like have no memory
             or _recorded()):
         return False
     trusted = _trusted.get((x.device, x.dtype))
@@ -78,7 +78,7 @@ def kernels_serve(x: Tensor, num_groups: int) -> bool:
 
 
 def _recorded() -> bool:
-    """Whether make_fx records the operators of this call: it would miss the kernels, and keep empty outputs."""
+    """Whether make_fx records the operators of this call: it cannot record the kernels, and outputs would be empty."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
@@ -105,14 +105,14 @@ def _decide(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _announced_check(device: torch.device, dtype: torch.dtype) -> str | None:
-    with suppress(OSError, ValueError):  # of a terminal that has gone, or a closed stream
+    with suppress(OSError, ValueError):  # the terminal or stream is closed
         print(f'wsbcn_mmseg: checking the Triton kernels of BCN on {device} in {dtype}; they are compiled once, which '
               'can take a minute', file=sys.stderr, flush=True)
     return check_kernels(device, dtype)
 
 
 def fall_back(device: torch.device, dtype: torch.dtype, cause: str) -> None:
-    """Stock operators from now on, with one warning."""
+    """Use stock operators from now on, and warn once."""
     with _lock:
         first = _trusted.get((device, dtype)) is not False
         _trusted[device, dtype] = False
@@ -123,33 +123,33 @@ def fall_back(device: torch.device, dtype: torch.dtype, cause: str) -> None:
 def _warn(device: torch.device, dtype: torch.dtype, cause: str) -> None:
     if cause not in _warned:
         _warned.add(cause)
-        warnings.warn(f'BCN takes stock operators, which are slower, instead of its Triton kernels on {device} in '
-                      f'{dtype}: {cause}. The command wsbcn check --gpu shows more; WSBCN_IMPL=fused takes stock '
+        warnings.warn(f'BCN uses stock operators, which are slower, instead of its Triton kernels on {device} in '
+                      f'{dtype}: {cause}. The command wsbcn check --gpu shows more; WSBCN_IMPL=fused uses stock '
                       'operators without a warning', stacklevel=2)
 
 
 def cause_of(error: Exception) -> str:
-    """An error in one line: its last, but of ptxas the one before the command that repeats the error."""
+    """An error in one line: the last line, or for ptxas the line before the command that reproduces the error."""
     text = str(error).partition('Repro command:')[0] or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[-1].rstrip(".")}' if lines else type(error).__name__
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether the device has no memory left, by PyTorch's allocator or by the driver, when it loads a kernel.
+    """Whether the device is out of memory, in PyTorch's allocator or in the driver when it loads a kernel.
 
-    That says nothing about the kernels, unlike "out of resource: shared memory".
+    This is no fault of the kernels, unlike "out of resource: shared memory".
     """
     return isinstance(error, torch.cuda.OutOfMemoryError) or 'out of memory' in str(error)
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether work on the current stream becomes part of a CUDA graph, and does not run now."""
+    """Whether work on the current stream is captured into a CUDA graph instead of running now."""
     return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
 
 
 def device_works(device: torch.device) -> bool:
-    """Whether a failure left the device usable; after an illegal memory access, for example, all calls fail."""
+    """Whether the device still works after a failure; after an illegal memory access, for example, all calls fail."""
     if device.type != 'cuda' or capturing(device):
         return True
     try:
@@ -162,12 +162,12 @@ def device_works(device: torch.device) -> bool:
 def check_kernels(device: torch.device | str, dtype: torch.dtype) -> str | None:
     """Compare the kernels with stock operators; remembers nothing.
 
-    They run in a thread of their own, where the caller's autograd mode, autocast, hooks, modes, stream and current
-    device do not apply. No random number is drawn.
+    They run in a separate thread, where the caller's autograd mode, autocast, hooks, modes, stream and current device
+    do not apply. No random number is drawn.
 
     Args:
         device: Where the kernels run.
-        dtype: Of the activation.
+        dtype: Dtype of the activation.
 
     Returns:
         None if they agree, else the cause in one sentence.
@@ -191,7 +191,7 @@ def _check_cases(device: torch.device, dtype: torch.dtype) -> str | None:
     for case in CASES:
         try:
             difference = _difference(case, device, dtype)
-        except Exception as error:  # of a compiler, a driver, or this package
+        except Exception as error:  # may come from a compiler, a driver, or this package
             if out_of_memory(error) or not device_works(device):
                 raise
             return f'{case}: {cause_of(error)}'
@@ -201,12 +201,12 @@ def _check_cases(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _difference(case: Case, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What differs, or None."""
+    """A sentence on what differs, or None."""
     inputs = _inputs(case, dtype)
     first, second = (_run_kernels(case, device, inputs) for _ in range(2))
     for name, got, again, expected in zip(RESULTS, first, second, _run_stock(case, inputs), strict=True):
         error = (got.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
-        if not error <= TOLERANCES.get(got.dtype, 0):  # nor NaN
+        if not error <= TOLERANCES.get(got.dtype, 0):  # also catches NaN
             return f'{name} differs by {error:.1e} of the largest value from stock operators'
         if not torch.equal(got, again):
             return f'{name} differs between two runs'
@@ -214,7 +214,7 @@ def _difference(case: Case, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
-    """On the CPU: x, dy, gamma^b, beta^b, mean, variance, gamma^c, beta^c; numbers without a pattern."""
+    """On the CPU: x, dy, gamma^b, beta^b, mean, variance, gamma^c, beta^c, without a regular pattern."""
     channels, groups = case.shape[1], case.num_groups
     shapes = [case.shape, case.shape, *[(channels, )] * 4, (groups, ), (groups, )]
     tensors = []
@@ -233,10 +233,10 @@ def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _run_kernels(case: Case, device: torch.device, inputs: list[Tensor]) -> list[Tensor]:
-    """Without autograd, which would wait for its own thread where the caller is in a backward pass."""
+    """Runs without autograd, which would wait for its own thread if the caller is in a backward pass."""
     from . import triton_kernels
     x, dy, gamma_b, beta_b, mean, var, gamma_c, beta_c = (t.to(device, copy=True) for t in inputs)
-    skipped = torch.zeros(x.shape[1], dtype=torch.int64, device=device)  # as layers have: without is another kernel
+    skipped = torch.zeros(x.shape[1], dtype=torch.int64, device=device)  # as in layers: without is another kernel
     call = triton_kernels.Call(mean, var, skipped, RATE, case.num_groups, case.update, case.batch_statistics, EPS,
                                False, case.relu, True)
     with triton_kernels.on_device_of(x):
@@ -255,25 +255,25 @@ def _run_stock(case: Case, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def _stock_output(case: Case, inputs: list[Tensor]) -> Tensor:
-    """Before ReLU. Updates the estimates."""
+    """Output before ReLU. Updates the estimates."""
     x, _, gamma_b, beta_b, mean, var, gamma_c, beta_c = inputs
     return batch_channel_norm_fused(x, gamma_b, beta_b, mean, var, gamma_c, beta_c, case.num_groups, case.update,
                                     case.batch_statistics, RATE, EPS, False, None)
 
 
 def agree_on_kernels(device: torch.device | str, dtypes: Sequence[torch.dtype] = DTYPES) -> bool:
-    """All processes of ``torch.distributed`` take the same implementation: the kernels, if they can on all of them.
+    """Make all processes of ``torch.distributed`` use the same implementation: the kernels, if they work on all.
 
-    A collective, to be called by all processes, before training, say. Without it each decides for itself, which changes
-    results in the last digits only: both implementations call the same collectives. Without several processes, this
-    process decides. ``WSBCN_IMPL`` decides for its process, without a check.
+    This is a collective: call it on all processes, for example before training. Without it each process decides for
+    itself, which changes results in the last digits only, since both implementations call the same collectives. A
+    single process decides alone. Where ``WSBCN_IMPL`` is set, it decides for its process, without a check.
 
     Args:
-        device: This process's.
-        dtypes: Of activations. Defaults to all that the kernels serve.
+        device: The device of this process.
+        dtypes: Dtypes of activations. Defaults to all that the kernels support.
 
     Returns:
-        Whether the kernels serve all ``dtypes``.
+        Whether the kernels are used for all ``dtypes``.
     """
     device, impl = torch.device(device), os.environ.get('WSBCN_IMPL') or 'auto'
     trusted = [impl == 'triton' or impl == 'auto' and device.type in DEVICE_TYPES

@@ -1,7 +1,7 @@
-"""A convolution by the standardized kernel that keeps the raw kernel for backward, not both.
+"""A convolution with a standardized kernel that saves only the raw kernel for backward.
 
-Composed plainly, standardization keeps W and the convolution keeps the standardized one: as many bytes again as the
-network has weights. One pass over W makes it again in backward.
+In the plain composition, standardization saves W and the convolution saves the standardized kernel, which doubles the
+memory of the weights. Here backward recomputes the standardized kernel by one pass over W.
 """
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,9 @@ class _StandardizedConvolution(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         stride, padding, dilation, groups, eps, dtype = ctx.settings
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            # Of aliases: x itself may depend on weight, as where a layer runs twice, which is not this step's part
+        if torch.is_grad_enabled():  # for second derivatives
+            # Differentiate by aliases: x itself may depend on weight (a layer that runs twice), and that part of the
+            # gradient belongs to another step
             x, weight, bias = (None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias))
             inputs = [tensor for tensor, need in zip((x, weight, bias), needed, strict=True) if need]
             gradients = iter(torch.autograd.grad(_composed(x, weight, bias, *ctx.settings), inputs, dy,
@@ -59,26 +60,27 @@ def standardized_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, str
                              eps: float = 1e-5) -> Tensor:
     """Convolve with the standardized kernel (Eq. 5-7); differentiable any number of times.
 
-    Under autocast the convolution computes in its dtype; the statistics are taken in float32 at least all the same.
+    Under autocast the convolution computes in the autocast dtype; the statistics are still computed in float32 or
+    higher precision.
 
     Args:
         x: Input of shape (N, I, *pixels), one to three trailing dimensions.
         weight: Raw kernel W of shape (O, I/groups, *kernel_size).
-        bias: Shape (O,) or None.
+        bias: Tensor of shape (O,) or None.
         stride, padding, dilation: One number per trailing dimension.
-        groups: Groups of channels of the convolution.
+        groups: Number of channel groups of the convolution.
         eps: See :func:`~wsbcn_mmseg.ops.standardize_weight`.
 
     Returns:
         Output of the convolution, shape (N, O, *).
     """
     settings = tuple(stride), tuple(padding), tuple(dilation), groups, eps
-    # Compilers choose themselves what to keep
+    # Compilers decide themselves what to save
     keeps = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not needs_plain_operations()
     convolution = _StandardizedConvolution.apply if keeps else _composed
     device = x.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return convolution(x, weight, bias, *settings, weight.dtype)
-    dtype = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)  # which leaves float64 alone
+    dtype = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)  # autocast skips float64
     with torch.autocast(device, enabled=False):
         return convolution(x.to(dtype), weight, bias, *settings, dtype)

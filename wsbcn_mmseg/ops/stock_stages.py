@@ -1,6 +1,6 @@
-"""The stages of a call of the Triton kernels, from stock operators: for a launch that fails in the middle of one.
+"""The stages of a call of the Triton kernels, from stock operators. They take over if a launch fails during a call.
 
-What the stages before it have left (updated estimates, results of collectives) stays valid, so nothing is done twice.
+The results of earlier stages (updated estimates, results of collectives) stay valid, so nothing is done twice.
 Activations are dense; ``kept`` and ``scratch`` are laid out as in :mod:`.triton_kernels`.
 """
 import torch
@@ -12,7 +12,8 @@ from .planes import plane_affine, plane_affine2, plane_dots, plane_moments
 
 
 def planes_of(kept: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``kept``: mean, variance, scale and shift of every plane, (4, B, C); mean and variance of Eq. 40, (2, C)."""
+    """Split ``kept`` into mean, variance, scale and shift of every plane, (4, B, C), and mean and variance of Eq. 40,
+    (2, C)."""
     images, channels = x.shape[:2]
     return (kept[:4 * images * channels].view(4, images, channels), kept[4 * images * channels:].view(2, channels))
 
@@ -21,7 +22,7 @@ def statistics(x: Tensor, parameters: list[Tensor], call) -> tuple[Tensor, None]
     """Reduce and combine; returns ``kept``, and no partial moments. Updates the estimates."""
     moments = plane_moments(x.float())
     plane_std = moments.rstd.reciprocal()
-    count = max(x.numel() // x.shape[1], 2)  # 1 is possible on one of several ranks, whose count comes later
+    count = max(x.numel() // x.shape[1], 2)  # may be 1 on one of several ranks; their total count is applied later
     mean, var, _, updated = batch_statistics_of(moments.mean, plane_std, count, call.running_mean, call.running_var,
                                                 call.rate, call.update, call.batch_statistics, False)
     if call.update:
@@ -32,7 +33,7 @@ def statistics(x: Tensor, parameters: list[Tensor], call) -> tuple[Tensor, None]
 
 
 def given_statistics(x: Tensor, parameters: list[Tensor], call, kept: Tensor, _: Tensor | None) -> None:
-    """Combine again, with given statistics in place of the estimates."""
+    """Combine again, with the given statistics instead of the estimates."""
     planes, statistics = planes_of(kept, x)
     statistics.copy_(torch.stack([call.running_mean, call.running_var]))
     planes[2:].copy_(torch.stack(_scale_and_shift(*planes[:2], *statistics, parameters, call.eps)))
@@ -48,7 +49,7 @@ def output(x: Tensor, kept: Tensor, call) -> Tensor:
 def gradients(dy: Tensor, x: Tensor, kept: Tensor, parameters: list[Tensor], call) -> tuple[Tensor, list[Tensor]]:
     """Reduce and combine of backward; returns ``scratch``, and the gradients of the four parameters.
 
-    The small tensors' share is left to autograd: y = scale (x - mean) + shift, and scale and shift are functions of the
+    Autograd differentiates the small tensors: y = scale (x - mean) + shift, where scale and shift are functions of the
     planes' means and variances.
     """
     planes, statistics = planes_of(kept, x)
@@ -79,13 +80,13 @@ def input_gradient(dy: Tensor, x: Tensor, kept: Tensor, scratch: Tensor, call) -
 
 
 def _passed(dy: Tensor, x: Tensor, planes: Tensor, relu: bool) -> Tensor:
-    """Gradients in float32, where ReLU let the values pass, else 0. NaN passes."""
+    """Gradients in float32, 0 where the output of ReLU is 0. NaN passes."""
     dy = dy.float()
     return dy.masked_fill(plane_affine(x.float(), planes[0], planes[2], planes[3]) <= 0, 0) if relu else dy
 
 
 def _scale_and_shift(plane_mean, plane_var, mean, var, parameters, eps: float) -> tuple[Tensor, Tensor]:
-    """Of the map of Eq. 40 and 42 together, y = scale (x - plane_mean) + shift, each (B, C). Differentiable."""
+    """Scale and shift of Eq. 40 and 42 together, y = scale (x - plane_mean) + shift, each (B, C). Differentiable."""
     gamma_b, beta_b, gamma_c, beta_c = (p.float() for p in parameters)
     by_groups = (plane_mean.shape[0], gamma_c.shape[0], -1)
     scale = gamma_b * torch.rsqrt(var + eps)

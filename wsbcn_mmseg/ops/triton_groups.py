@@ -1,4 +1,4 @@
-"""Triton device code of what lies between reduction and map: one program per group, tensors of size (B, C)."""
+"""Triton device code of the stage between reduction and map: one program per group, tensors of size (B, C)."""
 import triton
 import triton.language as tl
 
@@ -43,22 +43,23 @@ def _plane_sums(partials, image, channel, inside, channels, splits, BLOCK_B: tl.
 
 @triton.jit
 def _group_statistics(plane_mean, plane_var, mean, scale, bias, inside, group_channels, eps):
-    """Of a group after Eq. 40: its planes' means less its own, offset (BLOCK_B, BLOCK_C), and rstd (BLOCK_B, 1)."""
+    """Statistics of a group after Eq. 40: offset (BLOCK_B, BLOCK_C), the plane means minus the group mean, and rstd
+    (BLOCK_B, 1)."""
     plane = tl.where(inside, scale * (plane_mean - mean) + bias, 0)
     offset = tl.where(inside, plane - tl.sum(plane, 1, keep_dims=True) / group_channels, 0)
     squares = tl.where(inside, scale * scale * plane_var + offset * offset, 0)
     return offset, 1 / tl.sqrt(tl.sum(squares, 1, keep_dims=True) / group_channels + eps)
 
 
-# Long: its parts share a dozen values, and a part by itself would be one more launch
+# Long: its parts share a dozen values, and a separate kernel would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
 def statistics_kernel(partials, planes, running_mean, running_var, skipped_updates, batch_weight, batch_bias,
                        channel_weight, channel_bias, rate, bessel, eps, images, channels, pixels, splits,
                        group_channels, UPDATE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
                        RATE_ON_DEVICE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
                        BLOCK_C: tl.constexpr):
-    """Planes (4, B, C): mean, variance, scale and shift of the map; behind them statistics (2, C), mean and variance
-    of Eq. 40. Moves the estimates."""
+    """Write planes (4, B, C): mean, variance, scale and shift of the map; after them statistics (2, C), mean and
+    variance of Eq. 40. Updates the estimates."""
     group = tl.program_id(0)
     member = tl.arange(0, BLOCK_C)[None, :]
     channel = group * group_channels + member
@@ -92,11 +93,11 @@ def statistics_kernel(partials, planes, running_mean, running_var, skipped_updat
         new_mean = (mean + rate * (batch_mean - mean)).to(old_mean.dtype)
         new_var = (var + rate * (target - var)).to(old_var.dtype)
         moves = (tl.abs(new_mean.to(tl.float32)) < float('inf')) & (tl.abs(new_var.to(tl.float32)) < float('inf'))
-        tl.debug_barrier()  # other threads may still have to read the estimates that are overwritten here
+        tl.debug_barrier()  # other threads may still read the estimates that are overwritten here
         tl.store(running_mean + channel, new_mean, own & moves)
         tl.store(running_var + channel, new_var, own & moves)
         if skipped_updates is not None:
-            # Estimates that were not finite before are not this batch's fault
+            # A channel whose estimates were not finite before does not count as skipped
             known = (tl.abs(mean) < float('inf')) & (tl.abs(var) < float('inf'))
             stays = own & (moves == 0) & known
             tl.store(skipped_updates + channel, tl.load(skipped_updates + channel, stays, 0) + 1, stays)
@@ -126,14 +127,14 @@ def statistics_kernel(partials, planes, running_mean, running_var, skipped_updat
         tl.store(out + 3 * stride, gamma * rstd * offset + beta, inside)
 
 
-# Long: its parts share a dozen values, and a part by itself would be one more launch
+# Long: its parts share a dozen values, and a separate kernel would be one more launch
 @triton.jit(do_not_specialize=['images', 'channels', 'pixels', 'splits', 'group_channels'])
 def gradients_kernel(coefficients, planes, d_batch_weight, d_batch_bias, d_channel_weight, d_channel_bias,
                       batch_weight, batch_bias, channel_weight, eps, images, channels, pixels, splits, group_channels,
                       BATCH_STATISTICS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr,
                       BLOCK_C: tl.constexpr):
-    """Parameter gradients, and coefficients (3, B, C) of dy, of x - m and of 1 in dx, from the partial sums behind
-    them. Derived as in :mod:`.fused`."""
+    """Compute parameter gradients, and the coefficients (3, B, C) of dy, x - m and 1 in dx, from the partial sums that
+    are stored after the coefficients. The derivation is the one in :mod:`.fused`."""
     group = tl.program_id(0)
     member = tl.arange(0, BLOCK_C)[None, :]
     channel = group * group_channels + member
@@ -145,7 +146,7 @@ def gradients_kernel(coefficients, planes, d_batch_weight, d_batch_bias, d_chann
     scale = tl.load(batch_weight + channel, own, 0).to(tl.float32) / sigma
     bias = tl.load(batch_bias + channel, own, 0).to(tl.float32)
     gamma = tl.load(channel_weight + group).to(tl.float32)
-    values = group_channels.to(tl.float32) * pixels  # of a group of one image
+    values = group_channels.to(tl.float32) * pixels  # in a group of one image
 
     weight_sum = tl.zeros((1, BLOCK_C), tl.float32)
     bias_sum = tl.zeros((1, BLOCK_C), tl.float32)
@@ -185,7 +186,7 @@ def gradients_kernel(coefficients, planes, d_batch_weight, d_batch_bias, d_chann
     tl.store(d_channel_bias + group, tl.sum(channel_bias_sum))
 
     if BATCH_STATISTICS:  # Eq. 43: mean and sigma are functions of x too
-        tl.debug_barrier()  # the coefficients written above are read below, perhaps by other threads
+        tl.debug_barrier()  # other threads may read the coefficients that were written above
         count = images.to(tl.float32) * pixels
         slope = -scale * weight_sum / count / sigma
         for first in range(0, images, BLOCK_B):

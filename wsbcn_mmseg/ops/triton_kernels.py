@@ -1,12 +1,12 @@
 """Batch-Channel Normalization as Triton kernels: the algebra of :mod:`.fused` in terms of x - m, the deviation from the
 plane's mean; three launches each way.
 
-1. Reduce: every plane (channel of an image) is cut into splits, so that a single image fills the device too; each
-   program leaves the count, mean and sum of squared deviations of its split (backward: two sums).
-2. Combine: one program per group merges the splits of all images and does everything of size (B, C): batch statistics,
-   estimates, group statistics (backward: parameter gradients), and the coefficients of the map.
-3. Map: ``y = a (x - m) + d`` (backward: ``dx = A dy + B (x - m) + C``), last values first: those the reduction has
-   read last are still in cache.
+1. Reduce: every plane (channel of an image) is divided into splits, so that even a single image fills the device; each
+   program writes the count, mean and sum of squared deviations of its split (backward: two sums).
+2. Combine: one program per group merges the splits of all images and computes everything of size (B, C): batch
+   statistics, estimates, group statistics (backward: parameter gradients), and the coefficients of the map.
+3. Map: ``y = a (x - m) + d`` (backward: ``dx = A dy + B (x - m) + C``), in reverse order, because the values that the
+   reduction has read last are still in cache.
 
 Arithmetic is float32. Nothing is autotuned and there are no atomics: equal inputs give equal bits.
 """
@@ -33,23 +33,24 @@ except ImportError as error:
     raise RuntimeError("impl='triton' needs the package triton (pip install triton); "
                        "impl='fused' works without it") from error
 
-TILE = 2048  # values of the activation a program holds at a time
-PROGRAMS = 2048  # wanted for a reduction: enough to fill the largest device, few enough to merge quickly
+TILE = 2048  # values of the activation per program
+PROGRAMS = 2048  # target for a reduction: enough to fill the largest device, few enough to merge quickly
 MAX_SPLITS = 256
-MIN_FLAT = 256  # pixels of a plane from which contiguous tensors are mapped in flat blocks
+MIN_FLAT = 256  # from this number of pixels per plane on, contiguous tensors are mapped in flat blocks
 LINE = 128  # bytes: rows of channels-last tiles span a cache line
 
-INTERPRETED = not isinstance(moments_kernel, triton.JITFunction)  # TRITON_INTERPRET=1: any device will do
+INTERPRETED = not isinstance(moments_kernel, triton.JITFunction)  # TRITON_INTERPRET=1: works on any device
 
 
 class Plan(NamedTuple):
-    """How the kernels cut an activation of shape (B, C, *), from its shape alone: the device does not change bits.
+    """How the kernels divide an activation of shape (B, C, *). It depends on the shape alone, so that results are equal
+    on all devices.
 
-    Of each kind of kernel the grid, and the arguments that follow its tensors.
+    For each kind of kernel: its grid, and the arguments after its tensors.
     """
     images: int
     channels: int
-    values: int  # of a channel
+    values: int  # per channel
     splits: int  # programs along a plane
     reduce_grid: tuple[int]
     reduce: tuple
@@ -80,7 +81,7 @@ def plan_of(shape: torch.Size, contiguous: bool, itemsize: int, num_groups: int)
     """The plan for a dense activation, contiguous or channels-last."""
     images, channels, pixels = shape[0], shape[1], shape[2:].numel()
     channels_last = pixels == 1 or not contiguous
-    span = pixels if channels_last else pixels + ALIGN.value - 1  # an aligned start may lie before the plane
+    span = pixels if channels_last else pixels + ALIGN.value - 1  # an aligned block may start before the plane
     if channels_last:
         block_c = min(_power_of_2(channels), LINE // itemsize)
         block_p = min(_power_of_2(span), TILE // block_c)
@@ -104,13 +105,13 @@ def plan_of(shape: torch.Size, contiguous: bool, itemsize: int, num_groups: int)
 
 
 def _power_of_2(number: int) -> int:
-    """The next one; ``triton.next_power_of_2`` takes microseconds."""
+    """The next power of 2; ``triton.next_power_of_2`` takes microseconds."""
     return 1 << (number - 1).bit_length()
 
 
 def _combine_options(images: int, group_channels: int) -> dict:
-    """Few kinds of blocks, each of which is a kernel to be compiled: unused lanes cost less. Warps are such that
-    registers suffice on all targets."""
+    """Choose among few block sizes: each is a kernel to compile, which costs more than unused lanes. The number of
+    warps is chosen so that registers suffice on all targets."""
     block_c = next(power for power in (8, 64, 512, MAX_GROUP_CHANNELS) if power >= group_channels)
     block_b = min(1 if images == 1 else 4, max(1, TILE // block_c))
     block_s = max(1, TILE // (block_c * block_b))
@@ -136,20 +137,20 @@ def _check(x: Tensor, num_groups: int) -> None:
 
 
 def on_device_of(x: Tensor):
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Triton launches on the current device, which may differ from the tensor's."""
     if not x.is_cuda or x.get_device() == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(x.device)
 
 
 def in_memory(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """``x`` as kernels read it, without PyTorch's mark that the values in memory are negated (``conj().imag``)."""
+    """``x`` without PyTorch's negative bit (``conj().imag``), which kernels ignore."""
     return x.resolve_neg().contiguous(memory_format=memory_format)
 
 
-# The stages of a call. Those of stock_stages, which take over where a launch fails, have the same names and arguments.
-# ``kept`` is planes (4, B, C) and behind them statistics (2, C); ``scratch`` is coefficients (3, B, C) and behind them
-# partial sums: one allocation each, and one pointer for a kernel.
+# The stages of a call. stock_stages, which takes over if a launch fails, has functions of the same names and arguments.
+# ``kept`` is planes (4, B, C) followed by statistics (2, C); ``scratch`` is coefficients (3, B, C) followed by partial
+# sums. Each is one allocation, and one pointer for a kernel.
 
 
 def statistics(x: Tensor, parameters: list[Tensor], call: Call) -> tuple[Tensor, Tensor]:
@@ -200,12 +201,12 @@ def input_gradient(dy: Tensor, x: Tensor, kept: Tensor, scratch: Tensor, call: C
 
 
 def _stage(kernels: Callable, stock: Callable, x: Tensor, call: Call, *arguments):
-    """A stage by kernels; if a launch fails, by stock operators, which serve all calls from then on."""
-    if not call.forced and self_check.distrusted(x):  # since its forward pass; a compiler that fails takes its time
+    """Run a stage by kernels; if a launch fails, by stock operators, which are used for all calls from then on."""
+    if not call.forced and self_check.distrusted(x):  # failed earlier: do not compile again
         return stock(*arguments)
     try:
         return kernels(*arguments)
-    except Exception as error:  # of a compiler, a driver, or this package
+    except Exception as error:  # may come from a compiler, a driver, or this package
         if call.forced or self_check.out_of_memory(error) or not self_check.device_works(x.device):
             raise
         result = stock(*arguments)
@@ -214,11 +215,11 @@ def _stage(kernels: Callable, stock: Callable, x: Tensor, call: Call, *arguments
 
 
 def forward(x: Tensor, parameters: list[Tensor], call: Call) -> tuple[Tensor, Tensor, float | Tensor]:
-    """Output, ``kept``, and how many values a channel's statistics are taken over; ``x`` is dense."""
+    """Output, ``kept``, and the number of values per channel; ``x`` is dense."""
     count = x.numel() // x.shape[1]
     own = call._replace(update=False) if call.sync else call
     kept, partials = _stage(statistics, stock_stages.statistics, x, call, x, parameters, own)
-    if call.sync:  # statistics of all ranks, given: as in evaluation
+    if call.sync:  # the statistics of all ranks are given, as in evaluation
         mean, var, count = merge_over_ranks(*stock_stages.planes_of(kept, x)[1], count)
         given = own._replace(running_mean=mean, running_var=var, batch_statistics=False)
         _stage(given_statistics, stock_stages.given_statistics, x, call, x, parameters, given, kept, partials)
@@ -233,7 +234,7 @@ def backward(dy: Tensor, x: Tensor, kept: Tensor, parameters: list[Tensor], call
     """The gradients of ``x``, and of the four parameters; ``dy`` and ``x`` are dense in one format.
 
     Args:
-        parameters: Without beta^c, which the gradients do not depend on.
+        parameters: The parameters without beta^c, on which the gradients do not depend.
     """
     scratch, of_parameters = _stage(gradients, stock_stages.gradients, x, call, dy, x, kept, parameters, call)
     if call.sync:
@@ -242,9 +243,9 @@ def backward(dy: Tensor, x: Tensor, kept: Tensor, parameters: list[Tensor], call
 
 
 def _correct_for_ranks(x, kept, scratch, count, batch_weight, of_parameters, eps: float) -> None:
-    """Eq. 43's share of dx where the statistics are those of all ranks: as the end of the gradients kernel."""
+    """The part of dx from Eq. 43 when the statistics are those of all ranks; like the end of the gradients kernel."""
     d_batch_weight, d_batch_bias = of_parameters[:2]
-    totals = torch.cat([d_batch_bias, d_batch_weight]).float()  # in the order of fused: ranks may differ
+    totals = torch.cat([d_batch_bias, d_batch_weight]).float()  # same order as in fused: ranks may differ
     dist.all_reduce(totals)
     bias_mean, weight_mean = (totals / count).chunk(2)
     planes, (mean, var) = stock_stages.planes_of(kept, x)
@@ -282,7 +283,7 @@ class _BatchChannelNorm(torch.autograd.Function):
 
 
 def repeated_triton(relu: bool, num_groups: int, forced: bool, saved: list[Tensor]) -> Tensor:
-    """The output of a forward pass again, from what it saved."""
+    """Recompute the output of a forward pass from the tensors it saved."""
     x, *_, kept = saved
     x = in_memory(x, dense_format(x) or torch.contiguous_format)
     call = Call(None, None, None, 0, num_groups, False, False, 0, False, relu, forced)
@@ -295,14 +296,14 @@ def batch_channel_norm_triton(x: Tensor, batch_weight: Tensor, batch_bias: Tenso
                               update: bool, batch_statistics: bool, rate: float | Tensor, eps: float, sync: bool,
                               skipped_updates: Tensor | None, relu: bool = False, forced: bool = True) -> Tensor:
     """Same arguments and result as :func:`~.reference.batch_channel_norm_reference`, and ``relu`` may follow; float32,
-    float16 and bfloat16 on CUDA (under ``TRITON_INTERPRET=1`` on any device). If a launch fails it raises, or, unless
-    ``forced``, goes on with stock operators."""
+    float16 and bfloat16 on CUDA (under ``TRITON_INTERPRET=1`` on any device). If a launch fails, it raises an error if
+    ``forced``, and otherwise continues with stock operators."""
     buffers = running_mean, running_var, skipped_updates
     own = [t if t is None else t.contiguous() for t in buffers]
     call = Call(*own, rate, num_groups, update, batch_statistics, eps, sync, relu, forced)
     y = _BatchChannelNorm.apply(x, batch_weight, batch_bias, channel_weight, channel_bias, call)
     if update:
         for buffer, written in zip(buffers, own, strict=True):
-            if written is not buffer:  # had strides, which the kernels do not know
+            if written is not buffer:  # was not contiguous, which the kernels do not support
                 buffer.copy_(written)
     return y

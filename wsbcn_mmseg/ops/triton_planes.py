@@ -1,17 +1,17 @@
 """Triton device code of the passes over an activation: reductions of planes, and affine maps of planes.
 
-A plane is one channel of one image. Each reduction program reads a split of a tile of planes and leaves its sums; each
-map program writes a tile. :mod:`.triton_groups` has what happens in between, :mod:`.triton_kernels` launches.
+A plane is one channel of one image. Each reduction program reads a split of a tile of planes and writes its sums; each
+map program writes a tile. :mod:`.triton_groups` has the stage in between; :mod:`.triton_kernels` launches them.
 """
 import triton
 import triton.language as tl
 
-ALIGN: tl.constexpr = tl.constexpr(16)  # values; planes of odd size start anywhere, vector loads must not
+ALIGN: tl.constexpr = tl.constexpr(16)  # values; planes of odd size may start anywhere, vector loads must be aligned
 
 
 @triton.jit
 def merge_moments(count, mean, m2, other_count, other_mean, other_m2):
-    """Chan's formula: the moments of two sets together. m2 is the sum of squared deviations from the mean."""
+    """Merge the moments of two sets by Chan's formula. m2 is the sum of squared deviations from the mean."""
     total = count + other_count
     weight = other_count / tl.maximum(total, 1)
     delta = other_mean - mean
@@ -20,7 +20,7 @@ def merge_moments(count, mean, m2, other_count, other_mean, other_m2):
 
 @triton.jit
 def _position(program, steps, channels, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Image, channels (BLOCK_C, 1) and step along the pixels of a program, numbered as memory runs."""
+    """Image, channels (BLOCK_C, 1) and step along the pixels of a program; programs are numbered in memory order."""
     blocks = tl.cdiv(channels, BLOCK_C)
     if CHANNELS_LAST:
         block, step = program % blocks, program // blocks % steps
@@ -32,9 +32,9 @@ def _position(program, steps, channels, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl
 
 @triton.jit
 def _tile(image, channel, tile, images, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Offsets (BLOCK_C, BLOCK_P) of a tile of planes, which of them to read, which of these belong to it, and how many.
+    """Offsets (BLOCK_C, BLOCK_P) of a tile of planes, masks of those to read and of those inside, and their number.
 
-    Tiles of contiguous planes begin at the aligned offset before the plane, and read up to the one behind it.
+    Tiles of contiguous planes begin at the aligned offset before the plane, and end at the one after it.
     """
     step = tile * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
     if CHANNELS_LAST:
@@ -50,7 +50,7 @@ def _tile(image, channel, tile, images, channels, pixels, CHANNELS_LAST: tl.cons
         read = ((channel < channels) & (step < (end + ALIGN - 1) // ALIGN * ALIGN)
                 & (offsets < images.to(tl.int64) * channels * pixels))
     inside = (channel < channels) & (step >= lead) & (step < end)
-    # A sum of `inside` would say the same, in a layout that the compiler chooses badly
+    # A sum of `inside` would give the same numbers, but the compiler chooses a bad layout for it
     count = tl.maximum(tl.minimum(end, tile * BLOCK_P + BLOCK_P) - tl.maximum(lead, tile * BLOCK_P), 0)
     return offsets, read, inside, count.to(tl.float32)
 
@@ -79,14 +79,14 @@ def moments_kernel(x, partials, images, channels, pixels, tiles, splits, CHANNEL
 
 @triton.jit
 def _passed(gradients, values, mean, scale, shift):
-    """Gradients where ReLU let the values pass, else 0. NaN passes, as in torch."""
+    """Gradients, 0 where the output of ReLU is 0. NaN passes, as in torch."""
     return tl.where(scale * (values - mean) + shift <= 0, 0.0, gradients)
 
 
 @triton.jit(do_not_specialize=['images', 'pixels', 'tiles', 'splits'])
 def dots_kernel(dy, x, planes, coefficients, images, channels, pixels, tiles, splits, CHANNELS_LAST: tl.constexpr,
                  BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, RELU: tl.constexpr):
-    """Sums of dy and of dy (x - m) over every split, (B, splits, 2, C), behind the place of the coefficients."""
+    """Sums of dy and of dy (x - m) over every split, (B, splits, 2, C), stored after the coefficients."""
     image, channel, split = _position(tl.program_id(0), splits, channels, CHANNELS_LAST, BLOCK_C)
     stride = images.to(tl.int64) * channels
     mean = tl.load(planes + image * channels + channel, channel < channels)
@@ -114,8 +114,8 @@ def _map_tile(images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.co
     """Offsets of a program's values, their mask, and the planes they belong to, for :func:`_of_plane`.
 
     Flat programs take aligned blocks of a contiguous tensor whose planes have at least BLOCK_P values, so that a block
-    meets two at most: the first where ``chosen``, else the second. The others know the planes of their rows, and
-    ``chosen`` are those that exist.
+    overlaps at most two: the first where ``chosen``, else the second. In the other programs each row is a plane, and
+    ``chosen`` is true for rows that exist.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     if FLAT:
@@ -128,7 +128,7 @@ def _map_tile(images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.co
         second = tl.minimum(first + 1, planes - 1)
         chosen = step < (first + 1) * pixels - start
     else:
-        if ALIGNED:  # every plane starts aligned, which the compiler sees in this form
+        if ALIGNED:  # every plane starts aligned; the compiler recognizes it in this form
             pixels = pixels // ALIGN * ALIGN
         image, channel, tile = _position(program, tl.cdiv(pixels, BLOCK_P), channels, CHANNELS_LAST, BLOCK_C)
         pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
@@ -144,7 +144,7 @@ def _map_tile(images, channels, pixels, FLAT: tl.constexpr, CHANNELS_LAST: tl.co
 
 @triton.jit
 def _of_plane(values, first, second, chosen, FLAT: tl.constexpr):
-    """The number that each value's plane has in ``values`` (B, C)."""
+    """For each value, the entry of its plane in ``values`` (B, C)."""
     if FLAT:
         number = tl.where(chosen, tl.load(values + first), tl.load(values + second))
     else:
@@ -173,7 +173,7 @@ def affine_kernel(x, planes, y, images, channels, pixels, FLAT: tl.constexpr, CH
 def affine2_kernel(dy, x, planes, coefficients, dx, images, channels, pixels, FLAT: tl.constexpr,
                     CHANNELS_LAST: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
                     RELU: tl.constexpr):
-    """dx = A dy + B (x - m) + C; with ReLU, of the gradients that it let pass."""
+    """dx = A dy + B (x - m) + C; with ReLU, dy is masked first."""
     offsets, mask, first, second, chosen = _map_tile(images, channels, pixels, FLAT, CHANNELS_LAST, ALIGNED, BLOCK_C,
                                                        BLOCK_P)
     stride = images.to(tl.int64) * channels

@@ -13,33 +13,33 @@ from .arguments import check_flag, check_number
 
 
 def standardize_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of a matrix (O, I) with mean 0 and variance 1, by one fused operator; and their old mean and 1/deviation, O
-    of each. Differentiable twice.
+    """Normalize the rows of a matrix (O, I) to mean 0 and variance 1 by one fused operator. Returns the rows, and their
+    mean and 1/deviation, shape (O,) each. Differentiable twice.
 
-    That is layer normalization. On the CPU, group normalization with one channel per group is the faster kernel for it.
+    This is layer normalization. On the CPU, group normalization with one channel per group is the faster kernel for it.
     """
-    if rows.is_cpu and not torch.jit.is_tracing():  # tracers want the operator that exporters know
+    if rows.is_cpu and not torch.jit.is_tracing():  # exporters support layer normalization only
         outputs, fan_in = rows.shape
-        groups = rows.contiguous()[None]  # one image of O channels: exporters go by the tensor's own sizes
+        groups = rows.contiguous()[None]  # one image of O channels; sizes from the tensor itself, for exporters
         groups, mean, rstd = torch.native_group_norm(groups, None, None, 1, outputs, fan_in, outputs, eps)
         return groups[0], mean, rstd
     return torch.native_layer_norm(rows, rows.shape[1:], None, None, eps)
 
 
 def standardize_rows_backward(gradient: Tensor, rows: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """The gradient with respect to ``rows``, from that with respect to :func:`standardize_rows` of them, shape (O, I);
-    not differentiable. On the CPU it takes half the time of the automatic one.
+    """Backward of :func:`standardize_rows`: the gradient with respect to ``rows``, shape (O, I). Not differentiable. On
+    the CPU it takes half the time of autograd.
 
     Args:
-        gradient, rows: Shape (O, I).
-        mean, rstd: From :func:`standardize_rows`.
+        gradient, rows: Gradient of the standardized rows, and the raw rows, shape (O, I).
+        mean, rstd: Results of :func:`standardize_rows`.
     """
     return torch.ops.aten.native_layer_norm_backward(gradient, rows, rows.shape[1:], mean.view(-1, 1), rstd.view(-1, 1),
                                                      None, None, [True, False, False])[0]
 
 
 def check_fan_in(method: str, weight: Tensor) -> None:
-    """A kernel of one value per output channel cannot be centered or scaled over its fan-in.
+    """Raise an error if a kernel has one value per output channel: it cannot be centered or scaled over its fan-in.
 
     Raises:
         ValueError: If ``weight`` is such a kernel; the message names ``method``.
@@ -54,8 +54,8 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True
 
     .. math:: \hat W_{o,i} = (W_{o,i} - \mu_o) / \sqrt{\sigma_o^2 + \epsilon}
 
-    with the mean and the *biased* variance over the fan-in of each output channel. Differentiable (twice too);
-    statistics are taken in float32 at least, and one weight-sized tensor is kept for backward: the weight itself.
+    with the mean and the *biased* variance over the fan-in of each output channel. Twice differentiable. Statistics are
+    computed in float32 or higher precision, and one weight-sized tensor is saved for backward: the weight itself.
 
     Args:
         weight: Kernel of shape (O, I/groups, *kernel_size), floating point.
@@ -67,7 +67,7 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5, *, center: bool = True
         The standardized kernel, same shape and dtype.
 
     Raises:
-        ValueError: If the fan-in is 1 (such as depth-wise 1x1), where the result would be zero whatever the weight is,
+        ValueError: If the fan-in is 1 (such as depth-wise 1x1), where the result would be zero for every weight,
             or ``eps`` is not above 0.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Pictures of finished runs."""
+"""Plots of finished runs."""
 from .predictions import plot_predictions
 from .run_curves import plot_curves, plot_runs
 from .style import COLORS, MARKERS

@@ -13,13 +13,13 @@ VOID = 255
 
 
 def plot_predictions(voc_root: str | Path, predictions: str | Path, out: str | Path, count: int = 6) -> None:
-    """Images of the validation split, their truth and their predictions, side by side with a legend.
+    """Draw validation images, their ground truth and their predictions side by side, with a legend.
 
     Args:
         voc_root: VOC2012 folder.
-        predictions: Folder of label PNGs, as ``tools/test.py --out`` writes them.
-        out: Picture to write.
-        count: Images to show, evenly spaced over the split. Defaults to 6.
+        predictions: Folder with label PNGs from ``tools/test.py --out``.
+        out: Image to write.
+        count: Number of images to show, evenly spaced over the split. Defaults to 6.
 
     Raises:
         FileNotFoundError: If the folder contains no predictions.
@@ -48,5 +48,5 @@ def plot_predictions(voc_root: str | Path, predictions: str | Path, out: str | P
 
 
 def color_labels(label: np.ndarray) -> np.ndarray:
-    """Class map (H, W) as a picture (H, W, 3) in the VOC palette, void in white."""
+    """Class map (H, W) as an RGB image (H, W, 3) in the VOC palette, with void in white."""
     return np.where((label == VOID)[..., None], np.uint8(255), PALETTE[np.minimum(label, len(PALETTE) - 1)])

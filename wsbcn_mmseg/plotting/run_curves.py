@@ -9,22 +9,22 @@ from wsbcn_mmseg.runtime.records import read_scalars
 
 from .style import COLORS, MARKERS
 
-# Scalars that a run may have logged, of which the first that all runs have is drawn: key, label, whether to draw 100
-# minus the value
+# Scalars that a run may have logged: key, label, whether to draw 100 minus the value. The first that all runs have is
+# drawn
 TRAINING = (('accuracy_top-1', 'Training error (%)', True), ('loss', 'Training loss', False))
 VALIDATION = (('accuracy/top1', 'Validation error (%)', True), ('mIoU', 'mIoU (%)', False),
               ('coco/bbox_mAP', 'Box AP', False))
 
 
 def plot_curves(work_dir: str | Path, out: str | Path) -> None:
-    """Loss, learning rate and mIoU over iterations, as one picture.
+    """Plot loss, learning rate and mIoU over iterations in one image.
 
     Args:
         work_dir: Folder of a run.
-        out: Picture to write; the suffix determines the format.
+        out: Image to write; the suffix determines the format.
 
     Raises:
-        FileNotFoundError: As :func:`read_scalars`.
+        FileNotFoundError: See :func:`read_scalars`.
     """
     scalars = read_scalars(work_dir)
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout='constrained')
@@ -41,15 +41,15 @@ def plot_curves(work_dir: str | Path, out: str | Path) -> None:
 
 
 def plot_runs(work_dirs: Sequence[str | Path], out: str | Path) -> None:
-    """Training and validation of several runs over epochs or iterations, side by side (as Fig. 8).
+    """Plot training and validation of several runs over epochs or iterations, side by side (as Fig. 8).
 
     Args:
-        work_dirs: Folders of the runs; their last parts are the names, unless two are the same.
-        out: Picture to write; the suffix determines the format.
+        work_dirs: Folders of the runs. Their last parts are used as names, unless two are the same.
+        out: Image to write; the suffix determines the format.
 
     Raises:
-        FileNotFoundError: As :func:`read_scalars`.
-        ValueError: If the runs have no number of training or of validation in common.
+        FileNotFoundError: See :func:`read_scalars`.
+        ValueError: If the runs have no training scalar or no validation scalar in common.
     """
     names = [Path(work_dir).name for work_dir in work_dirs]
     if len(set(names)) < len(names):
@@ -74,7 +74,7 @@ def plot_runs(work_dirs: Sequence[str | Path], out: str | Path) -> None:
 
 
 def _means(lines: list[dict], key: str) -> tuple[list[float], list[float]]:
-    """Epochs, or iterations in runs that count these alone, and the mean of what was logged in each."""
+    """Epochs, or iterations if a run logs no epochs, and the mean of the values logged in each."""
     values: dict[float, list[float]] = {}
     for line in lines:
         if key in line:

@@ -1,4 +1,4 @@
-"""Build parts of a config; what goes wrong is one sentence that names the place in the config."""
+"""Build parts of a config; each error is one sentence that names the place in the config."""
 import copy
 import difflib
 import inspect
@@ -26,7 +26,7 @@ from torch import nn
 
 from .errors import UsageError, first_line
 
-# What the parts of a config that are checked may name
+# The registries whose types the checked parts of a config may name
 _SEARCHED = (MODELS, DATASETS, TRANSFORMS, WEIGHT_INITIALIZERS, TASK_UTILS, HOOKS, METRICS, OPTIMIZERS, OPTIM_WRAPPERS,
              OPTIM_WRAPPER_CONSTRUCTORS)
 _PACKAGES = {'mmdet': 'mmdet', 'mmaction': 'mmaction2', 'mmpretrain': 'onedl-mmpretrain or mmpretrain',
@@ -34,12 +34,12 @@ _PACKAGES = {'mmdet': 'mmdet', 'mmaction': 'mmaction2', 'mmpretrain': 'onedl-mmp
 
 
 def build(registry: Registry, config: dict, where: str):
-    """Build what a config describes.
+    """Build the object that a config describes.
 
     Args:
-        registry: Of MMEngine's root; the default scope must be set.
-        config: With a ``type``; it is not changed.
-        where: The place in the whole config, such as ``'model'``.
+        registry: One of MMEngine's root registries; the default scope must be set.
+        config: A config with a ``type``; it is not changed.
+        where: Its place in the whole config, such as ``'model'``.
 
     Raises:
         UsageError: If it cannot be built.
@@ -49,7 +49,7 @@ def build(registry: Registry, config: dict, where: str):
             return registry.build(copy.deepcopy(config))
     except UsageError:
         raise
-    except Exception as error:  # constructors raise nearly anything
+    except Exception as error:  # constructors may raise any error
         unknown = next(unknown_types(config, where), None)
         if unknown:
             raise UsageError(unknown) from error
@@ -59,7 +59,7 @@ def build(registry: Registry, config: dict, where: str):
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress logs and warnings of constructors, which the run itself will show."""
+    """Suppress logs and warnings of constructors; the run itself shows them."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
@@ -70,12 +70,12 @@ def quietly() -> Iterator[None]:
 
 
 def build_network(config: dict) -> nn.Module:
-    """Build a network from the ``model`` of a config; otherwise as :func:`build`."""
+    """Build a network from the ``model`` of a config, with the errors of :func:`build`."""
     return build(MODELS, config, 'model')
 
 
 def check_arguments(registry: Registry, config: dict, where: str) -> None:
-    """Raise an UsageError if the type in a config is not known or does not take its arguments; nothing is built."""
+    """Raise a UsageError if the type in a config is not known or does not take its arguments; nothing is built."""
     unknown = next(unknown_types(config, where), None)
     if unknown:
         raise UsageError(unknown)
@@ -90,7 +90,7 @@ def check_arguments(registry: Registry, config: dict, where: str) -> None:
 
 
 def _innermost(registry: Registry, config: dict, where: str, message: str) -> tuple[str, str]:
-    """The smallest part of a config that fails with a message."""
+    """The innermost part of a config that fails with the same message."""
     for name, part in config.items():
         for index, inner in enumerate(part) if isinstance(part, (list, tuple)) else [(None, part)]:
             if not isinstance(inner, dict) or 'type' not in inner or 'cfg' in name:
@@ -106,7 +106,7 @@ def _innermost(registry: Registry, config: dict, where: str, message: str) -> tu
 
 
 def unknown_types(config, where: str) -> Iterator[str]:
-    """A sentence on each ``type`` in a config that no registry knows."""
+    """Yield a sentence for each ``type`` in a config that is in no registry."""
     if isinstance(config, dict):
         kind = config.get('type')
         if isinstance(kind, str) and not _is_known(kind):
@@ -143,7 +143,7 @@ def _install(package: str) -> str:
 
 
 def _names(registry: Registry) -> Iterator[str]:
-    """Names that a registry knows in the present scope."""
+    """Names in a registry, in the current scope and its parents."""
     with registry.switch_scope_and_registry(None) as scoped:
         while scoped is not None:
             yield from scoped.module_dict
@@ -151,7 +151,7 @@ def _names(registry: Registry) -> Iterator[str]:
 
 
 def missing_package(cfg: dict) -> str | None:
-    """A sentence on the OpenMMLab package that a config's ``default_scope`` names, if it is not installed."""
+    """A sentence if the OpenMMLab package of a config's ``default_scope`` is not installed, else None."""
     scope = cfg.get('default_scope')
     if scope in _PACKAGES and find_spec(scope) is None:
         return f'default_scope={scope!r} {_install(scope)}'

@@ -1,4 +1,4 @@
-"""Read checkpoints without executing code that they may contain, and notice damaged ones."""
+"""Read checkpoints without executing code in them, and detect damaged ones."""
 import functools
 import os
 import pickle
@@ -19,11 +19,11 @@ def _history_method(owner, name: str):
     """Replaces ``getattr``, which a HistoryBuffer uses to pickle its statistics methods; an unrestricted ``getattr``
     would let a file execute any code."""
     if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
-        raise pickle.UnpicklingError(f'{name} of {owner} is not among the things a checkpoint may hold')
+        raise pickle.UnpicklingError(f'{name} of {owner} is not something that a checkpoint may hold')
     return getattr(owner, name)
 
 
-_history_method.__module__, _history_method.__qualname__ = 'builtins', 'getattr'  # its name in files
+_history_method.__module__, _history_method.__qualname__ = 'builtins', 'getattr'  # the name that files use
 
 # The types that MMEngine's message hub saves in addition to weights, and no others.
 _RUN_STATE = [
@@ -44,9 +44,9 @@ def _run_state_allowed() -> Iterator[None]:
 
 
 def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
-    """Read a checkpoint with ``weights_only=True``; the run state that MMEngine saves is accepted.
+    """Read a checkpoint with ``weights_only=True``, allowing the run state that MMEngine saves.
 
-    The checksums in the file are compared with its contents before it is used.
+    The file's contents are compared with its checksums first.
 
     Args:
         path: The file, an http(s) URL, which is downloaded once, or a path in another scheme that MMEngine knows, such
@@ -69,7 +69,7 @@ def read_checkpoint(path: str | Path, map_location='cpu') -> dict:
     try:
         with _run_state_allowed():
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # files of any content raise errors of any kind
+    except Exception as error:  # damaged files may raise any error
         raise _unreadable(path, 'as a checkpoint of weights; it may be damaged', error) from error
     return _checked(checkpoint, path)
 
@@ -84,7 +84,7 @@ def read_meta(path: str | Path) -> dict:
     """The ``meta`` of a checkpoint, without its weights.
 
     Raises:
-        Exception: Of any kind, if the file cannot be read.
+        Exception: Any error, if the file cannot be read.
     """
     with _run_state_allowed():
         return torch.load(path, map_location='meta', weights_only=True, mmap=True)['meta']
@@ -99,7 +99,7 @@ def _checked(checkpoint, path: str) -> dict:
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint file, without the ``module.`` that DataParallel puts before names.
+    """The state dict in a checkpoint file, without DataParallel's prefix ``module.``.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`read_checkpoint`.
@@ -108,7 +108,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def weights_in(checkpoint: dict, path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint that was read from a path; otherwise as :func:`read_weights`."""
+    """Like :func:`read_weights`, for a checkpoint that was already read from ``path``."""
     state_dict = checkpoint.get('state_dict', checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in state_dict.items()
                if isinstance(name, str) and isinstance(value, torch.Tensor)} if isinstance(state_dict, dict) else {}
@@ -119,12 +119,12 @@ def weights_in(checkpoint: dict, path: str | Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def safe_loading() -> Iterator[None]:
-    """Within this context, no ``torch.load`` runs code from a file, and MMEngine reads checkpoints by
+    """Within this context, ``torch.load`` never runs code from a file, and MMEngine reads checkpoints by
     :func:`read_checkpoint`.
 
-    MMEngine's own loader either refuses the state of its own runs (upstream with torch 2.6 and later) or falls back to
-    unsafe loading (OneDL). The rule for ``torch.load`` is PyTorch's own and holds for its calls in hooks and in
-    MMEngine's loaders of other schemes too.
+    MMEngine's own loader either rejects the state of its own runs (upstream with torch 2.6 and later) or falls back to
+    unsafe loading (OneDL). ``torch.load`` is restricted by PyTorch's own setting, which also covers calls in hooks and
+    in MMEngine's loaders of other schemes.
     """
     variables = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
     environment = {name: os.environ.pop(name, None) for name in variables}
@@ -144,12 +144,12 @@ def safe_loading() -> Iterator[None]:
 
 
 def load_from_file(path: str, map_location='cpu') -> dict:
-    """:func:`read_checkpoint`, under a name as MMEngine's loaders have."""
+    """:func:`read_checkpoint` with a name like those of MMEngine's loaders."""
     return read_checkpoint(path, map_location)
 
 
 def _guarded(loader: Callable) -> Callable:
-    """A loader of MMEngine whose errors are CheckpointErrors."""
+    """Wrap a loader of MMEngine so that its errors become CheckpointErrors."""
 
     @functools.wraps(loader)
     def load(path: str, *args, **kwargs):
@@ -157,7 +157,7 @@ def _guarded(loader: Callable) -> Callable:
             return _checked(loader(path, *args, **kwargs), path)
         except CheckpointError:
             raise
-        except Exception as error:  # of libraries and networks of any kind
+        except Exception as error:  # libraries and networks may raise any error
             raise _unreadable(path, f'({first_line(error)})', error) from error
 
     return load

@@ -1,4 +1,4 @@
-"""What can be said of a checkpoint file before it is read: is it whole, is it one at all, does it hold code."""
+"""Checks of a checkpoint file before it is loaded: is it a checkpoint, is it complete, does it contain code."""
 import hashlib
 import os
 import pickletools
@@ -13,7 +13,7 @@ import torch
 
 from .errors import CheckpointError
 
-ZIP, PICKLE = b'PK', b'\x80'  # what files of torch.save begin with, today and before version 1.6
+ZIP, PICKLE = b'PK', b'\x80'  # the first bytes of files of torch.save, today and before version 1.6
 
 
 def is_url(path: str) -> bool:
@@ -22,15 +22,14 @@ def is_url(path: str) -> bool:
 
 
 def download(url: str) -> str:
-    """The path of the downloaded file, in the cache folder of :mod:`torch.hub`; a file that is there is not downloaded
-    again.
+    """Download a file into the cache folder of :mod:`torch.hub`, unless it is there already, and return its path.
 
     Raises:
         CheckpointError: If the download fails.
     """
     folder = Path(torch.hub.get_dir(), 'checkpoints')
     name = Path(urlparse(url).path).name or 'checkpoint.pth'
-    path = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}'  # other URLs have files of this name too
+    path = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}'  # other URLs may have the same file name
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +57,7 @@ def check_file(path: str | Path) -> None:
 
 
 def _check_checksums(path: str | Path) -> None:
-    """Compare each record of a zip file with its checksum, which ``torch.load`` does not."""
+    """Compare each record of a zip file with its checksum; ``torch.load`` does not check it."""
     damaged = f'{path} is damaged: %s; use another copy, or an earlier checkpoint'
     try:
         with zipfile.ZipFile(path) as file:
@@ -76,14 +75,14 @@ def foreign_code(path: str | Path, error: str) -> str | None:
     """The function that reading a file would call, for the message; None if it holds weights only or is damaged.
 
     Args:
-        path: The file, or its address elsewhere.
-        error: What ``torch.load`` said.
+        path: The file, or its URL.
+        error: The message of ``torch.load``.
     """
     named = re.search(r'GLOBAL ([\w.]+)', error) or re.search(r'Unsupported class ([\w.]+)', error)
     if named:
         return named[1]
     if 'reduce for unrecognized function' in error or 'may hold' in error:
-        return 'a function that is not one of weights'
+        return 'a function that weights do not need'
     if not os.path.isfile(path):
         return None
     names = _globals(_pickle_in(path))
@@ -99,7 +98,7 @@ def _pickle_in(path: str | Path) -> bytes:
 
 
 def _globals(pickle: bytes) -> list[str]:
-    """Names of the things that a pickle imports, read without executing it; empty if it is not a whole pickle."""
+    """Names that a pickle imports, read without executing it. Reading stops where the file is not a valid pickle."""
     names, strings = [], []
     try:
         for opcode, argument, _ in pickletools.genops(pickle):

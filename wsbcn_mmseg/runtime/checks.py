@@ -24,18 +24,18 @@ _WHERE = {
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),
                     'set CIFAR_ROOT to the folder that holds cifar-10-batches-py/ and cifar-100-python/')
 }
-_OTHER_LABELS = ('STDCHead', )  # heads that learn something else, such as edges, whatever their num_classes
+_OTHER_LABELS = ('STDCHead', )  # heads with other labels, such as edges; their num_classes is not compared
 
 
 def check_environment() -> None:
-    """``WSBCN_IMPL`` must name an implementation."""
+    """Raise an error unless ``WSBCN_IMPL`` names an implementation."""
     implementation = os.environ.get('WSBCN_IMPL') or 'auto'
     if implementation not in ('auto', *IMPLEMENTATIONS):
         raise UsageError(f'WSBCN_IMPL must be one of auto, {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
 
 
 def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:
-    """The config must have all of ``needed``, and its OpenMMLab package must be installed."""
+    """Raise an error unless the config has all of ``needed`` and its OpenMMLab package is installed."""
     faults = Faults()
     missing = [name for name in needed if cfg.get(name) is None]  # an empty test_cfg has defaults
     if missing:
@@ -49,7 +49,7 @@ def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:
 
 
 def check_work_dir(path: str | Path) -> None:
-    """It must be possible to write into the work folder, or to create it."""
+    """Raise an error unless the work folder is writable or can be created."""
     path = Path(path).absolute()
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir():
@@ -59,7 +59,7 @@ def check_work_dir(path: str | Path) -> None:
 
 
 def check_gpus() -> None:
-    """Raise an error if this machine has GPUs, but fewer than processes."""
+    """Raise an error if this machine has GPUs, but fewer GPUs than processes."""
     here = int(os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or 1)
     gpus = torch.cuda.device_count()
     if 0 < gpus < here:
@@ -67,7 +67,7 @@ def check_gpus() -> None:
 
 
 def check_batch(cfg: Config, options: dict | None) -> None:
-    """The number of processes must divide the total batch size, unless the batch size per process was set."""
+    """Raise an error unless the number of processes divides the total batch size, or the size per process is set."""
     processes, total = int(os.environ.get('WORLD_SIZE', 1)), cfg.get('total_batch_size')
     if not total or total % processes == 0 or 'train_dataloader.batch_size' in (options or {}):
         return
@@ -80,8 +80,8 @@ def check_batch(cfg: Config, options: dict | None) -> None:
 
 
 def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
-    """Data folders and lists must exist, class lists be complete, and the heads have as many classes as the data set;
-    an UsageError names all faults."""
+    """Check that data folders and lists exist, class lists are complete, and the heads have as many classes as the data
+    set. One UsageError names all faults."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     faults, incomplete = Faults(), set()
     for where, dataset in datasets_of(cfg, phases):
@@ -90,15 +90,15 @@ def check_data(cfg: Config, phases: tuple[str, ...]) -> None:
             if root not in incomplete:
                 _check_folders(where, dataset)
         if len(faults.sentences) > before:
-            incomplete.add(root)  # one sentence on a folder is enough
+            incomplete.add(root)  # report each folder once
         with faults:
             _check_classes(cfg, where, dataset)
     faults.raise_all()
 
 
 def datasets_of(cfg: Config, phases: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
-    """The data sets of ``PHASE_dataloader``, those inside wrappers such as RepeatDataset and ConcatDataset too, each
-    with its place in the config."""
+    """The data sets of ``PHASE_dataloader`` with their places in the config, including those inside wrappers such as
+    RepeatDataset and ConcatDataset."""
     for phase in phases:
         loaders = cfg.get(f'{phase}_dataloader') or []
         for index, loader in enumerate(loaders) if isinstance(loaders, (list, tuple)) else [('', loaders)]:
@@ -126,7 +126,7 @@ def _check_folders(where: str, dataset: dict) -> None:
                             f'{where}.data_root=FOLDER')
         raise UsageError(f'data folder {root} does not exist; {advice}')
     prefix = dataset.get('data_prefix') or {}
-    prefix = dict(img=prefix) if isinstance(prefix, str) else prefix  # of MMPretrain
+    prefix = dict(img=prefix) if isinstance(prefix, str) else prefix  # MMPretrain allows a string
     if 'img_path' in prefix and prefix.get('seg_map_path') is None and 'LoadAnnotations' in map(
             _name_of_type, dataset.get('pipeline') or []):
         raise UsageError(f'{where}.data_prefix.seg_map_path is not set, but the pipeline loads label maps')
@@ -138,7 +138,7 @@ def _check_folders(where: str, dataset: dict) -> None:
     for folder in filter(None, prefix.values()):
         if '://' not in folder and not (root / folder).is_dir():
             raise UsageError(f'{root / folder} does not exist; is the data complete?')
-    missing_files = getattr(dataset_type(dataset), 'missing_files', None)  # of data sets that can list them
+    missing_files = getattr(dataset_type(dataset), 'missing_files', None)  # some data sets can list them
     problem = missing_files(root, dataset['split']) if missing_files else None
     if problem:
         raise UsageError(problem)
@@ -172,7 +172,7 @@ def _check_classes(cfg: Config, where: str, dataset: dict) -> None:
 
 
 def _classes(where: str, dataset: dict) -> list[str]:
-    """Names of the classes; as MMEngine does, from a file if a path is given."""
+    """Names of the classes. As in MMEngine, they are read from a file if a path is given."""
     given = (dataset.get('metainfo') or {}).get('classes')
     own = getattr(dataset_type(dataset), 'METAINFO', {}).get('classes')
     if given is None:
@@ -197,7 +197,7 @@ def _classes(where: str, dataset: dict) -> list[str]:
 
 
 def heads(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """The heads of a config that learn the classes of the data set, auxiliary ones too, each with its place."""
+    """The heads of a config that learn the classes of the data set, including auxiliary heads, with their places."""
     for name in ('decode_head', 'auxiliary_head'):
         head = (cfg.get('model') or {}).get(name)
         parts = [(f'model.{name}.{index}', part) for index, part in enumerate(head)] \

@@ -1,4 +1,4 @@
-"""The main function that several commands in ``tools/`` share; :mod:`wsbcn.arguments` has their arguments."""
+"""The main function shared by several commands in ``tools/``; their arguments are in :mod:`wsbcn.arguments`."""
 import argparse
 import os
 import re
@@ -22,7 +22,7 @@ def run_command(args: argparse.Namespace, set_up: Callable[[argparse.Namespace],
                 run: Callable[[Config], None]) -> None:
     """Build a config and run it in the launched processes; with ``args.check``, only build it.
 
-    If one of the functions raises a :class:`UsageError`, the program ends with its message.
+    If one of the functions raises a :class:`UsageError`, the program exits with its message.
     """
     try:
         with safe_loading(), whole_files():
@@ -36,11 +36,11 @@ def run_command(args: argparse.Namespace, set_up: Callable[[argparse.Namespace],
 
 @contextmanager
 def _known_faults() -> Iterator[None]:
-    """Turn faults of a run that are not the program's into UsageErrors."""
+    """Turn errors of a run that the user can fix into UsageErrors."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UsageError('the GPU has not enough memory: take fewer or smaller images per process '
+        raise UsageError('the GPU does not have enough memory: use fewer or smaller images per process '
                          '(--cfg-options train_dataloader.batch_size=N), --save-memory strong, or '
                          '--amp') from error
     except Exception as error:
@@ -48,16 +48,16 @@ def _known_faults() -> Iterator[None]:
         if 'DataLoader worker' not in chain:
             raise
         why = re.search(r'killed by signal: ([\w ]+)', chain)
-        raise UsageError(f'a process that loads data died{f" ({why[1].strip()})" if why else ""}, perhaps for want of '
-                         'memory: take fewer (--cfg-options train_dataloader.num_workers=N) and go on with '
+        raise UsageError(f'a process that loads data died{f" ({why[1].strip()})" if why else ""}, perhaps for lack of '
+                         'memory: use fewer (--cfg-options train_dataloader.num_workers=N) and continue with '
                          '--resume') from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it was raised from.
+    """An error and the errors that caused it.
 
-    torch raises the death of a data loading worker from a signal handler, that is, inside of whatever the main process
-    does just then, and that may raise an error of its own.
+    torch reports a dead data loading worker from a signal handler, in the middle of whatever the main process is doing,
+    and that code may raise another error.
     """
     while error is not None:
         yield error
@@ -65,9 +65,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def exit_with(error: object) -> None:
-    """End the program with ``COMMAND: error`` on standard error, for each line of the error, and exit status 1."""
+    """Exit with status 1, and print each line of the error to standard error after ``COMMAND:``."""
     text = '\n'.join(f'{Path(sys.argv[0]).name}: {line}' for line in str(error).splitlines())
     if FAULT_FILE in os.environ:
-        with suppress(FileExistsError), open(os.environ[FAULT_FILE], 'x') as file:  # of the process that fails first
+        with suppress(FileExistsError), open(os.environ[FAULT_FILE], 'x') as file:  # only the first process that fails
             file.write(text)
     sys.exit(text)

@@ -1,4 +1,4 @@
-"""Errors of users, and short texts about errors."""
+"""Errors that users can fix, and helpers for messages."""
 from collections.abc import Sequence
 
 
@@ -7,7 +7,7 @@ class UsageError(Exception):
 
 
 class Faults:
-    """Collects UsageErrors, to report them together: ``with faults:`` around each check, then :meth:`raise_all`."""
+    """Collects UsageErrors to report them together: use ``with faults:`` around each check, then :meth:`raise_all`."""
 
     def __init__(self):
         self.sentences: list[str] = []
@@ -22,7 +22,7 @@ class Faults:
         return False
 
     def add(self, sentence: str) -> None:
-        """Add a fault, unless it is known already."""
+        """Add a fault, unless it was added before."""
         if sentence not in self.sentences:
             self.sentences.append(sentence)
 
@@ -56,6 +56,6 @@ def describe(error: Exception) -> str:
 
 
 def count_tensors(names: Sequence[str], most: int = 3) -> str:
-    """``'5 tensors (a, b, c, ...)'``: how many, and the first of them."""
+    """The number of tensors and the first names, as in ``'5 tensors (a, b, c, ...)'``."""
     shown = f' ({", ".join(names[:most])}{", ..." if len(names) > most else ""})' if names else ''
     return f'{len(names)} tensors{shown}'

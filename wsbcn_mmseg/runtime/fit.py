@@ -1,4 +1,4 @@
-"""Does a checkpoint fit a network? One answer for training, testing, inference and export."""
+"""Compare a checkpoint with a network: used by training, testing, inference and export."""
 import math
 import re
 from dataclasses import dataclass, field
@@ -11,26 +11,26 @@ from .checkpoint import read_checkpoint, weights_in
 from .errors import CheckpointError, count_tensors
 from .saved_config import PartSettings, saved_settings
 
-_BODY = ('backbone', 'neck')  # parts whose tensors do not depend on the number of classes
-_UNUSED = 'auxiliary_head.'  # by networks that are not trained
-ENOUGH = 0.8  # share of a backbone's kernels that must come from the file, by their numbers of elements
+_BODY = ('backbone', 'neck')  # parts of a network whose tensors do not depend on the number of classes
+_UNUSED = 'auxiliary_head.'  # only used in training
+ENOUGH = 0.8  # share of a backbone's kernels that must come from the file, by number of elements
 _SIZES = re.compile(r'size mismatch for (\S+): copying a param with shape torch.Size\(\[([\d, ]*)\]\) from checkpoint, '
                     r'the shape in current model is torch.Size\(\[([\d, ]*)\]\)')
 
 
 @dataclass
 class Fit:
-    """How the tensors of a file compare with those of a network.
+    """Comparison of the tensors in a file with those of a network.
 
     Attributes:
         source: The file.
         shapes: Of the network's tensors, by name, without ``num_batches_tracked`` of BatchNorm.
         missing: Names of tensors that the file does not have.
         unexpected: Names of tensors that only the file has.
-        other_shape: Shape in the file and shape in the network, of tensors of which they differ.
-        classes: Of ``other_shape``, the layers of a head that was trained with another number of classes.
+        other_shape: For tensors whose shapes differ, the shape in the file and the shape in the network.
+        classes: The names in ``other_shape`` that belong to a head with another number of classes.
         not_finite: Names of tensors in the file with NaN or infinity.
-        settings: What is said of layers whose tensors have the same names and shapes, but another meaning.
+        settings: Sentences on layers whose tensors have the same names and shapes, but another meaning.
     """
 
     source: str
@@ -43,21 +43,20 @@ class Fit:
     settings: list[str] = field(default_factory=list)
 
     def require_all(self) -> None:
-        """Raise a CheckpointError unless every tensor fits; those of auxiliary heads may be left over."""
+        """Raise a CheckpointError unless every tensor fits; the file may have auxiliary heads in addition."""
         self.unexpected = [name for name in self.unexpected if not name.startswith(_UNUSED)]
         self._raise_if([*self._classes(), *self._names(), *self.settings, *self._not_finite()])
 
     def require_most(self, converted: bool = False) -> list[str]:
-        """Raise a CheckpointError unless the file is one to start this network from.
+        """Raise a CheckpointError unless training can start from the file.
 
-        Heads may be missing or have another number of classes; a backbone must be there for the most part.
+        Heads may be missing or have another number of classes; most of the backbone must be in the file.
 
         Args:
-            converted: The network is one whose layers were replaced, so that other norms and kernels are to be
-                expected.
+            converted: Whether layers of the network were replaced, so that norms and kernels may differ.
 
         Returns:
-            A sentence for the user on the tensors that do not come from the file, and one on each other remark.
+            Sentences for the user: one on the tensors that do not come from the file, and one for each other remark.
         """
         refused = [] if converted else [*self.settings]
         if self._share('') == 0 or self._share_of_body() < ENOUGH:
@@ -67,8 +66,8 @@ class Fit:
         remarks = [f'{self.source} {setting}' for setting in self.settings]
         if new:
             why = f', because the file {" and ".join(self._classes())}' if self.classes else ''
-            remarks.append(f'{count_tensors(new)} start anew{why}; the other {len(self.shapes) - len(new)} are those '
-                           f'of {self.source}')
+            remarks.append(f'{count_tensors(new)} are newly initialized{why}; the other '
+                           f'{len(self.shapes) - len(new)} come from {self.source}')
         return remarks
 
     def _raise_if(self, reasons: list[str]) -> None:
@@ -94,7 +93,7 @@ class Fit:
         return [f'was trained with another network or normalization: {", ".join(parts)}']
 
     def _has_body(self) -> bool:
-        """Whether there is more in the file than a head."""
+        """Whether the file has more than a head."""
         return len(self.missing) + len(self.other_shape) < len(self.shapes) or bool(self.unexpected)
 
     def _not_finite(self) -> list[str]:
@@ -103,7 +102,7 @@ class Fit:
         return [f'holds NaN or infinity in {count_tensors(self.not_finite)}; take an earlier checkpoint']
 
     def _share_of_body(self) -> float:
-        """Share of the backbone that comes from the file; 1 if the network has none or the file has nothing of it."""
+        """Share of the backbone that comes from the file; 1 if the network has no backbone or the file has none."""
         prefix = 'backbone.' if any(name.startswith('backbone.') for name in self.shapes) else ''
         touched = prefix and not any(name.startswith(prefix) for name in self._fitting()) and not any(
             name.startswith(prefix) for name in (*self.unexpected, *self.other_shape))
@@ -113,8 +112,8 @@ class Fit:
         return set(self.shapes) - set(self.missing) - set(self.other_shape)
 
     def _share(self, prefix: str) -> float:
-        """Share of the kernels below a prefix that fit, by elements; of all tensors if there are no kernels. Layers of
-        classes do not count."""
+        """Share of the kernels under a prefix that fit, by elements; of all tensors if there are no kernels. Layers
+        that depend on the number of classes do not count."""
         names = [name for name in self.shapes if name.startswith(prefix) and name not in self.classes]
         names = [name for name in names if len(self.shapes[name]) > 1] or names
         sizes = {name: math.prod(self.shapes[name]) for name in names}
@@ -123,7 +122,7 @@ class Fit:
 
 def load_and_compare(module: nn.Module, weights: dict[str, torch.Tensor], source: str | Path,
                      settings: dict[str, PartSettings] | None = None, part: str = '') -> Fit:
-    """Load the tensors that fit a module, and say how the others differ.
+    """Load the tensors that fit a module, and return how the others differ.
 
     Args:
         module: The network, or a part of it; changed in place.
@@ -137,7 +136,7 @@ def load_and_compare(module: nn.Module, weights: dict[str, torch.Tensor], source
     other_shape = {}
     try:
         missing, unexpected = module.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # of shapes; what fits is loaded
+    except RuntimeError as error:  # shapes differ; the other tensors are loaded
         found = {name: (_shape(old), _shape(new)) for name, old, new in _SIZES.findall(str(error))}
         other_shape = {name: found[name] for name in state if name in found}
         if not other_shape:
@@ -154,13 +153,13 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _names(module: nn.Module, weights: dict) -> tuple[list[str], list[str]]:
-    """Missing and unexpected names, where ``load_state_dict`` raised before it told."""
+    """Missing and unexpected names, for when ``load_state_dict`` raises an error before it returns them."""
     own = module.state_dict()
     return [name for name in own if name not in weights], [name for name in weights if name not in own]
 
 
 def _class_counts(module: nn.Module) -> set[int]:
-    """Sizes that an axis over the classes of one of the heads may have: also with background, or of boxes."""
+    """Sizes that the class dimension of a head may have, including a background class or four numbers per box."""
     counts = {getattr(head, name) for head in module.modules()
               for name in ('num_classes', 'out_channels', 'cls_out_channels') if hasattr(head, 'num_classes')
               and isinstance(getattr(head, name, None), int)}
@@ -175,7 +174,7 @@ def _is_of_classes(name: str, old: tuple, new: tuple, counts: set[int]) -> bool:
 
 
 def _other_settings(module: nn.Module, settings: dict[str, PartSettings], part: str) -> list[str]:
-    """Settings of the file's layers that differ from the network's, and that no shape shows."""
+    """Settings of the file's layers that differ from the network's but cannot be seen in shapes."""
     parts = {part: module} if part else dict(module.named_children())
     found = {}
     for name, network in parts.items():
@@ -198,13 +197,13 @@ def _groups(module: nn.Module) -> set[int]:
 
 
 def load_file(module: nn.Module, path: str | Path, prefix: str = '', part: str = '') -> Fit:
-    """Load a checkpoint file into a network, or a part of it, and say what did not fit.
+    """Load a checkpoint file into a network, or a part of it, and return what did not fit.
 
     Args:
-        module: Changed in place.
-        path: As :func:`~wsbcn_mmseg.runtime.checkpoint.read_checkpoint` takes it.
-        prefix: Of the module's tensors in the file. Defaults to none.
-        part: As :func:`load_and_compare` takes it.
+        module: The network or its part; changed in place.
+        path: See :func:`~wsbcn_mmseg.runtime.checkpoint.read_checkpoint`.
+        prefix: Prefix of the module's tensors in the file. Defaults to none.
+        part: See :func:`load_and_compare`.
 
     Raises:
         FileNotFoundError, ValueError: If the file cannot be used; the message is one sentence.
@@ -213,7 +212,7 @@ def load_file(module: nn.Module, path: str | Path, prefix: str = '', part: str =
 
 
 def load_checkpoint(module: nn.Module, checkpoint: dict, source: str | Path, prefix: str = '', part: str = '') -> Fit:
-    """As :func:`load_file`, of a checkpoint that was read from ``source``."""
+    """Like :func:`load_file`, for a checkpoint that was already read from ``source``."""
     weights = weights_in(checkpoint, source)
     if prefix:
         prefix = prefix.rstrip('.') + '.'

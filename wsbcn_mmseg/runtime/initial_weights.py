@@ -1,4 +1,4 @@
-"""The files that a training starts from, compared with the network before it starts."""
+"""Compare the files that a training starts from with the network, before the training starts."""
 import inspect
 from collections.abc import Callable, Iterator
 
@@ -13,14 +13,14 @@ from .fit import load_file
 
 
 def compare_initial_weights(cfg: Config, network: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Comparisons of a network with the files of ``load_from`` and of ``init_cfg`` of any part.
+    """Comparisons of a network with the files of ``load_from`` and of the ``init_cfg`` of each part.
 
     Args:
         cfg: Config of the training.
         network: Built from ``cfg.model``; the comparisons change its weights.
 
     Yields:
-        Functions that return sentences for the user, or raise an UsageError if the file does not fit.
+        Functions that return sentences for the user, or raise a UsageError if the file does not fit.
     """
     conversion = cfg.model.get('conversion') or {}
     converted, load_from = bool(conversion), cfg.get('load_from')
@@ -52,13 +52,13 @@ def _comparison(part: nn.Module, init_cfg: dict, name: str, converted: bool) -> 
             read_weights(path)
             return []
         fit = load_file(part, path, init_cfg.get('prefix') or '', name)
-        return [remark.replace(' start anew', f' of {name or "the network"} start anew', 1)
+        return [remark.replace(' are newly initialized', f' of {name or "the network"} are newly initialized', 1)
                 for remark in fit.require_most(converted)]
 
     return compare
 
 
 def _loads_by_itself(part: nn.Module) -> bool:
-    """Whether a class has an ``init_weights`` of its own, which may translate names and shapes."""
+    """Whether a class overrides ``init_weights``, which may translate names and shapes."""
     return not isinstance(part, BaseModule) or \
         inspect.getattr_static(type(part), 'init_weights') is not BaseModule.init_weights

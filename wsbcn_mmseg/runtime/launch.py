@@ -1,4 +1,4 @@
-"""Read a config and start processes: shared by the commands."""
+"""Read a config and start processes; shared by the commands."""
 import gc
 import os
 import re
@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 
 from .errors import UsageError, first_line
 
-# What gloo and NCCL say. NCCL waits for its timeout first.
+# Messages of gloo and NCCL. NCCL waits for its timeout first.
 _CONNECTION_LOST = re.compile(r'Connection (closed by peer|reset|refused)|Broken pipe|Timed out waiting|'
                               'remote process exited|NCCL communicator was aborted', re.I)
 
@@ -40,7 +40,7 @@ def _read(path: str) -> Config:
     cannot = f'config {path} cannot be read'
     try:
         cfg = Config.fromfile(path)
-        settings = len(cfg.items())  # imports what a config of the newer kind imports
+        settings = len(cfg.items())  # runs the imports of configs of the new style
     except SyntaxError as error:
         line = f'line {error.lineno}, ' if error.lineno else ''
         raise UsageError(f'config {path} is not Python: {line}{error.msg}') from error
@@ -49,7 +49,7 @@ def _read(path: str) -> Config:
     except ImportError as error:
         raise UsageError(f'{cannot}: {_shortened(error)}; install what it needs, or put its folder into '
                          'PYTHONPATH') from error
-    except Exception as error:  # a config is a program
+    except Exception as error:  # a config is a program and may raise any error
         if path.endswith(('.json', '.yaml', '.yml')) and isinstance(error, AttributeError):
             raise UsageError(f'{cannot}: it holds no settings, each with a name') from error
         kind = '' if isinstance(error, (OSError, ValueError, AssertionError)) else f'{type(error).__name__}: '
@@ -60,7 +60,7 @@ def _read(path: str) -> Config:
 
 
 def _shortened(error: ImportError) -> str:
-    """An error of MMEngine without the list of folders that were searched."""
+    """An error of MMEngine without the list of searched folders."""
     return ' '.join(str(error).split()).partition(', the current sys.path')[0]
 
 
@@ -80,7 +80,7 @@ def process_group(cfg: Config) -> Iterator[None]:
         if not _CONNECTION_LOST.search(str(error)):
             raise
         raise UsageError('another process of the training ended or cannot be reached any more '
-                         f'({first_line(error)}); saved checkpoints are whole: start all processes again, with '
+                         f'({first_line(error)}); saved checkpoints are intact: start all processes again, with '
                          '--resume') from error
     end_processes()
 
@@ -103,8 +103,8 @@ def end_processes() -> None:
 
     If a thread of gloo releases its last tensor while the interpreter shuts down, the process aborts ("terminate called
     without an active exception") and a successful run fails. The threads are joined when the last reference to the
-    group is gone. The model's DDP wrapper has one, inside the reference cycles of a runner, hence the garbage
-    collection.
+    group is deleted. The model's DDP wrapper has one, inside the reference cycles of a runner, so garbage is collected
+    first.
     """
     if torch.distributed.is_initialized():
         gc.collect()

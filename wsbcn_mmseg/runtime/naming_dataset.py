@@ -4,11 +4,11 @@ from torch.utils.data import Dataset
 
 from .errors import UsageError, first_line
 
-FILES = 'img_path', 'seg_map_path'  # where samples of MMSegmentation name their files
+FILES = 'img_path', 'seg_map_path'  # keys of file names in samples of MMSegmentation
 
 
 class SampleError(UsageError):
-    """A sample cannot be loaded; the message names its files. It stays one sentence on its way from a worker."""
+    """A sample cannot be loaded; the message names its files. It is still one sentence after a worker re-raises it."""
 
     def __str__(self) -> str:
         return super().__str__().rpartition(f'{type(self).__name__}: ')[2].strip()
@@ -24,7 +24,7 @@ def load_sample(dataset: Dataset, index: int):
         return dataset[index]
     except UsageError:
         raise
-    except Exception as error:  # of decoders and transforms of any kind
+    except Exception as error:  # decoders and transforms may raise any error
         raise SampleError(f'{_name(dataset, index)} cannot be loaded: {first_line(error)}') from error
 
 
@@ -55,6 +55,6 @@ class NamingDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name: str):
-        if name == 'dataset':  # not there yet, when it is unpickled
+        if name == 'dataset':  # does not exist yet during unpickling
             raise AttributeError(name)
         return getattr(self.dataset, name)

@@ -1,7 +1,7 @@
-"""Random numbers of data and network that depend on the seed, the rank and the position in the training alone.
+"""Random numbers for data and network that depend only on the seed, the rank and the position in the training.
 
-With them, a resumed training sees the same augmented images and the same dropout as one that was never interrupted,
-with any number of data loading workers.
+A resumed training then gets the same augmented images and the same dropout as an uninterrupted one, with any number of
+data loading workers.
 """
 import random
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,12 @@ def seed_all(*key: int) -> None:
 
 def _seeds(key: tuple[int, ...]) -> tuple[int, int, int]:
     words = np.random.SeedSequence(key).generate_state(3, np.uint64).tolist()
-    return words[0], words[1] % (1 << 32), words[2] >> 1  # as large as each generator takes them
+    return words[0], words[1] % (1 << 32), words[2] >> 1  # the largest seed that each generator accepts
 
 
 @contextmanager
 def random_stream(*key: int) -> Iterator[None]:
-    """Within this context, global CPU generators run from a seed that several numbers determine; afterwards they go on
-    as before."""
+    """Within this context, the global CPU generators are seeded by several numbers; afterwards they are restored."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     python, numpy, pytorch = _seeds(key)
     random.seed(python)
@@ -48,11 +47,11 @@ def random_stream(*key: int) -> Iterator[None]:
 
 
 class Draw(int):
-    """An index of a data set that knows when it was drawn.
+    """An index of a data set with the time when it was drawn.
 
     Args:
         index: The index.
-        time: Epoch and position in the epoch of this process; the epoch is 0 where the sampler never ends.
+        time: Epoch and position in the epoch of this process; the epoch is 0 if the sampler never ends.
     """
 
     time: tuple[int, int]
@@ -73,13 +72,13 @@ class DrawSampler(Sampler):
     Args:
         sampler: Config of the other sampler.
         dataset: The data set.
-        seed: Of the other sampler. Defaults to None.
+        seed: Seed of the other sampler. Defaults to None.
     """
 
     def __init__(self, sampler: dict, dataset: Dataset, seed: int | None = None):
         self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.position = 0
-        if hasattr(self.sampler, 'skip'):  # by which MMEngine resumes without loading data
+        if hasattr(self.sampler, 'skip'):  # MMEngine calls it to resume without loading data
             self.skip = self._skip
 
     def _skip(self, num_samples: int) -> None:
@@ -95,18 +94,18 @@ class DrawSampler(Sampler):
         return len(self.sampler)
 
     def __getattr__(self, name: str):
-        if name == 'sampler':  # not there yet
+        if name == 'sampler':  # does not exist yet during unpickling
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
 
 @DATASETS.register_module()
 class SeededDataset(NamingDataset):
-    """A data set whose samples are augmented by random numbers that depend on ``seed``, rank and draw alone.
+    """A data set whose samples are augmented with random numbers that depend only on ``seed``, rank and draw.
 
     Args:
         dataset: The data set, or its config.
-        seed: Of the training.
+        seed: Seed of the training.
     """
 
     def __init__(self, dataset: Dataset | dict, seed: int):
@@ -121,10 +120,10 @@ class SeededDataset(NamingDataset):
 
 
 class SeedIterationHook(Hook):
-    """Seeds dropout and all else that is random in an iteration from seed, rank and iteration.
+    """Seeds dropout and all other randomness of an iteration by seed, rank and iteration.
 
     Args:
-        seed: Of the training.
+        seed: Seed of the training.
     """
 
     priority = 'VERY_HIGH'

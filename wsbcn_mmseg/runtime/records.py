@@ -17,7 +17,7 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The objects in a file of one JSON object per line, without lines that a killed run left unfinished."""
+    """The objects in a file of one JSON object per line. Incomplete lines of a killed run are skipped."""
     return [line for text in Path(path).read_text().splitlines() if (line := _parsed(text)) is not None]
 
 
@@ -29,7 +29,7 @@ def _parsed(text: str) -> dict | None:
 
 
 def write_csv(rows: list[dict], out: str | Path) -> Path:
-    """Write rows of equal keys, numbers with five digits; returns ``out``."""
+    """Write rows with equal keys as CSV, numbers with five digits; returns ``out``."""
     with Path(out).open('w', newline='') as file:
         writer = csv.DictWriter(file, rows[0], lineterminator='\n')
         writer.writeheader()
@@ -39,11 +39,11 @@ def write_csv(rows: list[dict], out: str | Path) -> Path:
 
 
 def markdown_table(rows: list[dict], columns: dict[str, str]) -> str:
-    """Rows as a table in Markdown, numbers to the right.
+    """Rows as a table in Markdown, with right-aligned numbers.
 
     Args:
         rows: Read from a CSV file or measured; None and missing keys give empty cells.
-        columns: Keys of the rows, with format specifications of numbers; those with an empty one are texts.
+        columns: Keys of the rows and format specifications of their numbers; an empty one means text.
     """
     shown = {key: spec for key, spec in columns.items() if any(row.get(key) not in (None, '') for row in rows)}
 

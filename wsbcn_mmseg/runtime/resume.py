@@ -1,4 +1,4 @@
-"""Which checkpoint a training resumes from."""
+"""Find the checkpoint from which a training resumes."""
 import re
 import time
 from dataclasses import dataclass, field
@@ -26,13 +26,13 @@ class ResumePoint:
 
 
 def newest_whole_checkpoint(folder: str | Path) -> ResumePoint:
-    """The checkpoint that was saved last in a work folder and is whole.
+    """The newest intact checkpoint in a work folder.
 
     The folder itself is searched, not the path in its ``last_checkpoint``, so that it may be moved or copied.
     Checkpoints of the best score do not hold the state of the optimizer and do not count.
 
     Raises:
-        UsageError: If there are checkpoints, but none is whole.
+        UsageError: If there are checkpoints, but none is intact.
     """
     folder, point = Path(folder), ResumePoint()
     for path in sorted(_candidates(folder), key=_saved_at, reverse=True):
@@ -60,18 +60,19 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _saved_at(path: Path) -> tuple[str, int]:
-    """Time of saving and iteration. The time is in the file, so that copies keep it; of damaged files, the system's."""
+    """Time of saving, and iteration. The time is read from the file, so that copies keep it; for damaged files it is
+    the time of modification."""
     try:
         meta = read_meta(path)
         return meta['time'], meta['iter']
-    except Exception:  # files of any content raise errors of any kind; read_checkpoint names them
+    except Exception:  # damaged files may raise any error; read_checkpoint reports them
         return time.strftime('%Y%m%d_%H%M%S', time.localtime(path.stat().st_mtime)), 0
 
 
 def resume(cfg: Config, start_if_none: bool) -> list[str]:
-    """Make a config resume from the newest whole checkpoint of its work folder, whatever its ``load_from`` says.
+    """Make a config resume from the newest intact checkpoint of its work folder; ``load_from`` is overridden.
 
-    The seed of the interrupted training goes on.
+    The seed of the interrupted training is kept.
 
     Args:
         cfg: Config of the training; changed in place.

@@ -1,4 +1,4 @@
-"""MMEngine's runner, with checkpoints that survive a kill and trainings that resume exactly."""
+"""MMEngine's runner, with checkpoints that are intact after a kill and trainings that resume exactly."""
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -11,7 +11,8 @@ _CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook
 
 
 class ResumableRunner(Runner):
-    """MMEngine's runner; ten iterations equal five and five resumed ones, bit for bit, random augmentation included.
+    """MMEngine's runner with exact resuming: ten iterations give the same bits as five and five resumed ones, with
+    random augmentation too.
 
     Checkpoints are written by :class:`~wsbcn_mmseg.runtime.whole_checkpoint_hook.WholeCheckpointHook`; the random
     numbers of samples and iterations come from :mod:`~wsbcn_mmseg.runtime.random_streams`. Weights are not initialized
@@ -19,16 +20,16 @@ class ResumableRunner(Runner):
     """
 
     def register_hook(self, hook: Hook | dict, priority=None) -> None:
-        """Register a hook; :class:`WholeCheckpointHook` takes the place of MMEngine's CheckpointHook."""
+        """Register a hook; :class:`WholeCheckpointHook` replaces MMEngine's CheckpointHook."""
         if isinstance(hook, dict) and hook.get('type') in _CHECKPOINT_HOOKS:
             hook = dict(hook, type=WholeCheckpointHook)
         super().register_hook(hook, priority)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the training loop with random streams that depend on seed, rank and position alone."""
+        """Build the training loop with random streams that depend only on seed, rank and position."""
         loader = self._train_dataloader
         if isinstance(loader, dict) and isinstance(loader.get('sampler'), dict):
-            self._train_dataloader = {  # not by update(), which merges what is nested in a ConfigDict
+            self._train_dataloader = {  # update() would merge nested dicts of a ConfigDict
                 **loader, 'dataset': dict(type=SeededDataset, dataset=loader['dataset'], seed=self.seed),
                 'sampler': dict(type=DrawSampler, sampler=loader['sampler'])
             }

@@ -1,4 +1,4 @@
-"""Look at some samples of a data set before a training."""
+"""Check some samples of a data set before a training."""
 import os
 import random
 import re
@@ -19,12 +19,12 @@ from .naming_dataset import FILES
 
 @dataclass
 class Labels:
-    """What label maps may hold.
+    """The values that label maps may hold.
 
     Attributes:
-        classes: How many classes there are; None if that is not known.
+        classes: Number of classes; None if it is not known.
         ignored: Values that losses ignore.
-        seen, empty: How many label maps were looked at, and how many of them hold nothing but ignored values.
+        seen, empty: Number of checked label maps, and of those with nothing but ignored values.
     """
 
     classes: int | None = None
@@ -33,7 +33,7 @@ class Labels:
     empty: int = 0
 
     def check(self, results: dict) -> None:
-        """Raise an UsageError if a label map that was just loaded does not fit its image or the classes."""
+        """Raise a UsageError if a label map does not fit its image or the classes."""
         labels, path = results['gt_seg_map'], results.get('seg_map_path')
         if labels.ndim != 2:
             raise UsageError(f'{path} has {labels.shape[-1]} channels; a label map has one, of class numbers')
@@ -53,13 +53,13 @@ def check_samples(dataset: Dataset, where: str, labels: Labels, network: nn.Modu
     """Faults of the files that a segmentation data set lists, and of its first and some random samples.
 
     Args:
-        dataset: Of MMSegmentation.
+        dataset: A data set of MMSegmentation.
         where: Its place in the config.
-        labels: What its label maps may hold.
-        network: Takes the samples, if given.
-        seconds: After which no further sample is loaded.
-        most: Samples to load.
-        training: Whether the network trains on them.
+        labels: The values that its label maps may hold.
+        network: If given, the network that must accept the samples.
+        seconds: Time after which no further sample is loaded.
+        most: Maximum number of samples to load.
+        training: Whether the network trains on the samples.
     """
     faults, stop = Faults(), time.monotonic() + seconds
     with faults:
@@ -77,13 +77,13 @@ def check_samples(dataset: Dataset, where: str, labels: Labels, network: nn.Modu
 
 
 def _check_listed_files(dataset: Dataset, where: str, stop: float) -> None:
-    """Raise an UsageError if files are missing; the first ones are looked for, as many as time allows."""
+    """Raise a UsageError if files are missing. Files are checked in order until time is up."""
     missing, looked = [], 0
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         paths = [str(info[key]) for key in FILES if info.get(key)]
         if any('://' in path for path in paths) or dataset.backend_args:
-            return  # remote files are not looked for
+            return  # remote files are not checked
         if paths and os.path.basename(paths[0]) == dataset.img_suffix:
             raise UsageError(f'{dataset.ann_file} has a blank line, number {index + 1}; remove it')
         looked += len(paths)
@@ -101,7 +101,7 @@ def _check_sample(dataset: Dataset, index: int, where: str, labels: Labels, netw
     for transform in dataset.pipeline.transforms:
         results = _apply(transform, results, name)
         if results is None:
-            return  # MMEngine takes another sample
+            return  # MMEngine loads another sample instead
         if 'gt_seg_map' in results and not loaded:
             loaded = True
             _check_depth(results)
@@ -119,7 +119,7 @@ def _apply(transform: Callable, results: dict, name: str) -> dict | None:
 
 
 def _check_depth(results: dict) -> None:
-    """MMSegmentation reads label maps as 8 bits, so that 256 would become 0."""
+    """Raise an error for values above 255: MMSegmentation reads label maps as 8 bits, where 256 becomes 0."""
     path = results.get('seg_map_path')
     is_cut = results['gt_seg_map'].dtype == np.uint8 and str(path).endswith('.png') and '://' not in path
     raw = imread(path, 'unchanged', backend='pillow') if is_cut else None
@@ -128,14 +128,14 @@ def _check_depth(results: dict) -> None:
 
 
 def _check_input(network: nn.Module, results: dict, name: str, training: bool) -> None:
-    """The network's preprocessor and first layer must take the sample."""
+    """Raise an error unless the network's preprocessor and first layer accept the sample."""
     inputs = results['inputs']
     if not isinstance(inputs, torch.Tensor):
-        return  # of test-time augmentation
+        return  # test-time augmentation gives a list
     try:
         network.data_preprocessor(dict(inputs=[inputs], data_samples=[results['data_samples']]), training)
     except Exception as error:
-        raise UsageError(f'model.data_preprocessor does not take {name}, of {len(inputs)} channels: '
+        raise UsageError(f'model.data_preprocessor does not accept {name}, with {len(inputs)} channels: '
                          f'{first_line(error)}') from error
     wanted = refused_channels(network, len(inputs))
     if wanted:
@@ -144,7 +144,7 @@ def _check_input(network: nn.Module, results: dict, name: str, training: bool) -
 
 
 def input_channels(network: nn.Module) -> int:
-    """Channels of the images that a network takes: those of its first convolution."""
+    """Number of input channels of a network, from its first convolution."""
     backbone = getattr(network, 'backbone', network)
     first = next((layer for layer in backbone.modules() if isinstance(layer, nn.modules.conv._ConvNd)), None)
     return 3 if first is None else first.in_channels
@@ -152,7 +152,7 @@ def input_channels(network: nn.Module) -> int:
 
 @torch.no_grad()
 def refused_channels(network: nn.Module, channels: int) -> int | None:
-    """How many channels a network takes, if it refuses images of as many as given; None if it takes those."""
+    """The number of channels that a network expects if it rejects images with ``channels``; None if it accepts them."""
     if channels == input_channels(network):
         return None
     was_training = network.training
@@ -161,7 +161,7 @@ def refused_channels(network: nn.Module, channels: int) -> int | None:
     except RuntimeError as error:
         wanted = re.search(r'to have (\d+) channels, but got \d+ channels', str(error))
         return int(wanted[1]) if wanted else None
-    except Exception:  # a network of another kind
+    except Exception:  # not a segmentor
         return None
     finally:
         network.train(was_training)

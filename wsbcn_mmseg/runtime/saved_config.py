@@ -1,26 +1,26 @@
-"""What the config that a training saved in its checkpoints says of the network. The text is parsed, never executed."""
+"""Read settings of the network from the config that a checkpoint contains. The text is parsed, never executed."""
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_LONGEST = 1 << 20  # characters of a config that is parsed
+_LONGEST = 1 << 20  # longest config that is parsed, in characters
 _UNKNOWN = object()
 
 
 @dataclass
 class PartSettings:
-    """Settings of a part of a network that change the meaning of its tensors, but neither their names nor shapes.
+    """Settings of a part of a network that change the meaning of its tensors, but not their names or shapes.
 
     Attributes:
         standardized: Whether kernels were trained with Weight Standardization; None if it is not known.
-        groups: Numbers of groups of its GroupNorms.
+        groups: The numbers of groups of its GroupNorms.
     """
 
     standardized: bool | None = None
     groups: set[int] = field(default_factory=set)
 
     def differences(self, standardized: bool | None, groups: set[int]) -> list[str]:
-        """What differs from a network's settings, each as the end of a sentence that begins with the file's name."""
+        """Differences from a network's settings, each as the end of a sentence that starts with the file's name."""
         found = []
         if None not in (self.standardized, standardized) and self.standardized != standardized:
             found.append(f'was trained {"with" if self.standardized else "without"} Weight Standardization, which this '
@@ -48,7 +48,7 @@ def saved_settings(checkpoint: dict) -> dict[str, PartSettings]:
 
 
 def _assigned(text: str, name: str):
-    """The value that a config assigns to a name, with ``_UNKNOWN`` for all that is not a literal or ``dict(...)``."""
+    """The value that a config assigns to a name; parts that are not literals or ``dict(...)`` become ``_UNKNOWN``."""
     if len(text) > _LONGEST:
         return None
     try:
@@ -101,7 +101,7 @@ def _type(config) -> str:
 
 
 def _is_selected(part: str, conversion: dict) -> bool | None:
-    """Whether the converter reached a part; None if only some of its layers, or a pattern decides."""
+    """Whether the conversion covers a part; None if it covers only some of its layers or depends on a pattern."""
     included, excluded = ([pattern for pattern in conversion.get(key) or [] if isinstance(pattern, str)]
                           for key in ('include', 'exclude'))
     if part in excluded:

@@ -29,7 +29,7 @@ def _installed(distribution: str) -> bool:
 
 
 def missing_openmmlab() -> str:
-    """Which parts of OpenMMLab are not installed and how to install them, or an empty string."""
+    """A text on which parts of OpenMMLab are not installed and how to install them, or an empty string."""
     missing = [name for name in DISTRIBUTIONS if find_spec(name) is None]
     return f'{", ".join(missing)}, not installed here; run: {INSTALL}' if missing else ''
 
@@ -53,7 +53,7 @@ def check_stack() -> None:
 def declare_torchvision_operators() -> None:
     """Make it possible to import a torchvision that was built for another torch; its compiled operators do not work.
 
-    timm imports torchvision, and so does mmpretrain, which mmseg imports if it is installed. If the compiled part of
+    timm and mmpretrain import torchvision, and mmseg imports mmpretrain if it is installed. If the compiled part of
     torchvision cannot be loaded, its import fails because two operators are not declared. This function declares them.
     If the builds match, it does nothing.
     """

@@ -1,4 +1,4 @@
-"""All that is looked at before a run starts, in one place: each fault is a sentence, and all are listed together."""
+"""All checks before a run starts. Each fault is one sentence, and all are reported together."""
 import inspect
 import os
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
 
 @dataclass
 class Effort:
-    """How long to look.
+    """How thorough the checks are.
 
     Attributes:
-        seconds: To spend on the samples of each data set, the first one always.
-        samples: To load of each data set.
+        seconds: Time for the samples of each data set; the first sample is always loaded.
+        samples: Number of samples to load from each data set.
         whole_data: Also build data sets that are not lists of images, which may take minutes.
     """
 
@@ -50,7 +50,7 @@ BEFORE_A_RUN, ON_REQUEST = Effort(.8, 6, False), Effort(10, 50, True)
 
 
 def effort_of(check: bool) -> Effort:
-    """Of ``--check``, or before a run; ``tools/torchrun.sh`` checks before a run too."""
+    """The effort for ``--check``, or before a run; ``tools/torchrun.sh`` checks before a run too."""
     return ON_REQUEST if check and 'LOCAL_WORLD_SIZE' not in os.environ else BEFORE_A_RUN
 
 
@@ -58,9 +58,9 @@ def check_training(cfg: Config, faults: Faults, effort: Effort) -> list[str]:
     """Check the config, data, network and files of a training.
 
     Args:
-        cfg: As the runner will get it.
-        faults: What is wrong is added.
-        effort: How long to look.
+        cfg: The config that the runner will get.
+        faults: Faults are added here.
+        effort: How thorough the checks are.
 
     Returns:
         Sentences for the user on the weights to start from.
@@ -71,13 +71,13 @@ def check_training(cfg: Config, faults: Faults, effort: Effort) -> list[str]:
         with faults:
             _check_optimizer(cfg, network)
         for compare in compare_initial_weights(cfg, network) if not cfg.get('resume') else ():
-            with faults, quietly():  # or all weights come from the checkpoint
+            with faults, quietly():  # a resumed training takes all weights from the checkpoint
                 remarks += compare()
     return list(dict.fromkeys(remarks))
 
 
 def check_testing(cfg: Config, checkpoint: str, faults: Faults, effort: Effort) -> None:
-    """As :func:`check_training`, for the evaluation of a checkpoint, which must fit exactly."""
+    """Like :func:`check_training`, for the evaluation of a checkpoint, which must fit exactly."""
     network = _check_set_up(cfg, faults, TESTING, ('test', ), effort)
     with faults:
         if network is not None:
@@ -87,7 +87,7 @@ def check_testing(cfg: Config, checkpoint: str, faults: Faults, effort: Effort) 
 
 def _check_set_up(cfg: Config, faults: Faults, needed: tuple[str, ...], phases: tuple[str, ...],
                   effort: Effort) -> nn.Module | None:
-    """What trainings and tests have in common; returns the network if it can be built."""
+    """Checks for both training and testing; returns the network if it can be built."""
     for check in (check_environment, check_gpus, lambda: check_work_dir(cfg.work_dir)):
         with faults:
             check()
@@ -127,7 +127,7 @@ def _hooks(cfg: Config, phases: tuple[str, ...]) -> list[tuple[str, dict]]:
 
 def _check_optimizer(cfg: Config, network: nn.Module) -> None:
     if not cfg.get('optim_wrapper') or 'Amp' in str(cfg.optim_wrapper.get('type')):
-        return  # mixed precision needs the GPU
+        return  # mixed precision needs a GPU
     try:
         with quietly():
             build_optim_wrapper(network, cfg.optim_wrapper.copy())
@@ -138,7 +138,7 @@ def _check_optimizer(cfg: Config, network: nn.Module) -> None:
 
 def _check_dataset(cfg: Config, where: str, config: dict, network: nn.Module | None, faults: Faults,
                    effort: Effort | None) -> None:
-    """Build a data set's pipeline and, if ``effort`` is given, the data set, and look at samples."""
+    """Build a data set's pipeline and, if ``effort`` is given, the data set, and check samples."""
     try:
         with quietly():
             Compose(config.get('pipeline') or [])
@@ -154,7 +154,7 @@ def _check_dataset(cfg: Config, where: str, config: dict, network: nn.Module | N
     try:
         dataset = build(DATASETS, {**config, **quick}, where)
     except UsageError as error:
-        if 'need at least one array to concatenate' in str(error):  # in MMEngine, of an empty list
+        if 'need at least one array to concatenate' in str(error):  # MMEngine's error for an empty list
             raise UsageError(f'{where} has no samples: {_listing(config)} lists none') from error
         raise
     if not len(dataset):
@@ -173,7 +173,7 @@ def _takes(kind: type, argument: str) -> bool:
 
 
 def _listing(config: dict) -> Path:
-    """Where a data set finds its samples."""
+    """The file or folder that lists the samples of a data set."""
     files = config.get('ann_file') or (config.get('data_prefix') or {}).get('img_path') or ''
     return Path(config.get('data_root') or '.', files)
 
@@ -187,7 +187,7 @@ def _load_first(dataset, where: str) -> None:
 
 
 def _labels(cfg: Config) -> Labels:
-    """What label maps of a config's data sets may hold."""
+    """The values that label maps of a config's data sets may hold."""
     found = [head for _, head in heads(cfg)]
     counts = [max(head['num_classes'], 2) if head.get('out_channels') == 1 else head['num_classes'] for head in found
               if isinstance(head.get('num_classes'), int)]

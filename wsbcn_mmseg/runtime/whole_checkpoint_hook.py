@@ -9,7 +9,7 @@ from .whole_files import remove_unfinished
 
 
 class _LateRemoval:
-    """A file backend that removes files when it is told that their successors are written."""
+    """A file backend that delays the removal of files until :meth:`finish` is called."""
 
     def __init__(self, backend):
         self._backend, self._pending = backend, []
@@ -32,8 +32,8 @@ class _LateRemoval:
 
 @HOOKS.register_module()
 class WholeCheckpointHook(CheckpointHook):
-    """MMEngine's CheckpointHook, except that a checkpoint that ``max_keep_ckpts`` or a new best score makes superfluous
-    is removed after its successor is written, not before, and that folders may be moved between runs."""
+    """MMEngine's CheckpointHook with two changes: an old checkpoint (by ``max_keep_ckpts`` or a new best score) is
+    removed after the new one is written, not before, and folders may be moved between runs."""
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
@@ -41,7 +41,7 @@ class WholeCheckpointHook(CheckpointHook):
             remove_unfinished(self.out_dir)
         self._check_interval(runner)
         self.file_backend = _LateRemoval(self.file_backend)
-        # the best checkpoints of a resumed run lie in this folder, wherever it was when they were written
+        # the best checkpoints of a resumed run are in this folder, even if it was moved
         if getattr(self, 'best_ckpt_path', None):
             self.best_ckpt_path = self._here(self.best_ckpt_path)
         for key, path in (getattr(self, 'best_ckpt_path_dict', None) or {}).items():

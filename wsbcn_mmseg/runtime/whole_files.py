@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically."""
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,13 +9,13 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from .errors import UsageError
 
-UNFINISHED = '.part'  # ending of temporary names
+UNFINISHED = '.part'  # suffix of temporary names
 
 
 class WholeFileBackend(LocalBackend):
-    """MMEngine's backend of local files, which writes to a temporary name and renames.
+    """MMEngine's backend for local files that writes to a temporary name and renames it.
 
-    A process that is killed while it writes leaves the file as it was before. Errors of the file system are
+    If a process is killed while it writes, the previous file is unchanged. Errors of the file system become
     UsageErrors.
     """
 
@@ -43,7 +43,7 @@ class WholeFileBackend(LocalBackend):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last through a loss of power, where the system can."""
+    """Make a renaming survive a loss of power, if the system supports it."""
     if os.name == 'posix':
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -53,14 +53,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what killed processes left unfinished in a folder."""
+    """Remove temporary files of killed processes from a folder."""
     for path in Path(folder).glob(f'.*{UNFINISHED}'):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_files() -> Iterator[None]:
-    """Within this context, MMEngine writes local files by :class:`WholeFileBackend`."""
+    """Within this context, MMEngine writes local files through :class:`WholeFileBackend`."""
     register_backend('local', WholeFileBackend, force=True, prefixes='')
     try:
         yield

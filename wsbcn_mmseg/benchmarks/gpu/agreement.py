@@ -1,4 +1,4 @@
-"""The Triton kernels against float64 in all dtypes, as a table that grows by a row per case: part of the report.
+"""A part of the report: compare the Triton kernels with float64 in all dtypes, one table row per case.
 
 ``python -m wsbcn_mmseg.benchmarks.gpu.agreement --device cuda --out FOLDER``; on a CPU with ``TRITON_INTERPRET=1``.
 """
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw(rows: list[dict]) -> Figure:
-    """The worst error of every case, in parts of what is allowed."""
+    """Draw the largest error of every case, relative to its tolerance."""
     figure = Figure(figsize=(7, 1.5 + 0.25 * len({row['case'] for row in rows})), layout='constrained')
     axes = figure.subplots()
     for dtype, color, marker in zip(dict.fromkeys(row['dtype'] for row in rows), COLORS, MARKERS, strict=False):
@@ -44,11 +44,11 @@ def draw(rows: list[dict]) -> Figure:
 
 
 def row_of(case: Case, device: str, dtype: torch.dtype) -> dict:
-    """Run a case, and print what came out."""
+    """Run a case, and print the result."""
     start, name, reason = time.monotonic(), str(dtype).removeprefix('torch.'), ''
     try:
         quantity, error, tolerance = agreement(case, device, dtype, 'triton')[2:]
-    except Exception as raised:  # of drivers, compilers and kernels of any kind
+    except Exception as raised:  # drivers, compilers and kernels may raise any error
         print(tail(raised), flush=True)
         quantity, error, tolerance, reason = '', float('nan'), 0.0, tail(raised).splitlines()[0]
     passed = error <= tolerance
@@ -73,7 +73,7 @@ def main() -> None:
     if failed:
         sys.exit(f'{len(failed)} of {len(rows)} cases fail, the first of them {failed[0]["dtype"]}, '
                  f'{failed[0]["case"]}: {failed[0]["reason"] or failed[0]["quantity"]}')
-    torch.zeros(1, device=args.device).item()  # errors of kernels that came late
+    torch.zeros(1, device=args.device).item()  # kernel errors that are reported late
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Run parts of a long measurement one after the other; a second run goes on where the first was stopped."""
+"""Run the parts of a long measurement one after the other; a second run continues where the first stopped."""
 import json
 import os
 import shutil
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 PASSED, FAILED, STOPPED, LEFT, NOT_HERE = 'passed', 'failed', 'stopped', 'not started', 'not possible here'
-LINES = 8  # of a log, as the reason of a failure
-PATIENCE = 5  # seconds between asking a process to end and ending it
+LINES = 8  # last lines of a log, given as the reason of a failure
+PATIENCE = 5  # seconds between asking a process to exit and killing it
 
 
 class Part(NamedTuple):
-    """Commands, run in turn until one fails."""
-    name: str  # of its log, its state and its folder of results
+    """Commands that run in turn until one fails."""
+    name: str  # name of its log, state and result folder
     title: str
-    commands: Sequence[Sequence[str]]  # argument lists
-    seconds: float  # that it may take
+    commands: Sequence[Sequence[str]]  # lists of arguments
+    seconds: float  # time limit
     environment: dict[str, str] = {}
-    not_here: str = ''  # why it cannot run on this machine
+    not_here: str = ''  # reason if it cannot run on this machine
 
 
 class Outcome(NamedTuple):
@@ -30,25 +30,25 @@ class Outcome(NamedTuple):
     name: str
     status: str
     seconds: float = 0
-    reason: str = ''  # if it failed or cannot run here
+    reason: str = ''  # set if it failed or cannot run here
     commands: Sequence[Sequence[str]] = ()
 
 
 def run_parts(parts: Sequence[Part], folder: Path, limit: float,
               started: Callable[[Part], None] = lambda part: None,
               ended: Callable[[Outcome, list[Outcome]], None] = lambda outcome, outcomes: None) -> list[Outcome]:
-    """Run the parts that have not passed yet, in their order, each in processes of its own.
+    """Run the parts that have not passed yet in order, each in separate processes.
 
-    A part that fails, or takes longer than it may, does not keep the others from running. When the limit is reached the
-    part that runs is stopped, and the others are left. Every part's outcome is written when it ends, so that nothing of
-    it is lost if this process is killed.
+    If a part fails or exceeds its time, the others still run. When the limit is reached, the running part is stopped
+    and the others are not started. Each outcome is written when its part ends, so that it is not lost if this process
+    is killed.
 
     Args:
-        parts: What to run, the most important first.
-        folder: Where ``logs/NAME.log`` and ``parts/NAME.json`` are written; parts write to ``results/NAME``.
-        limit: Seconds that all parts together may take in this run.
+        parts: The parts, the most important first.
+        folder: Folder for ``logs/NAME.log`` and ``parts/NAME.json``; parts write to ``results/NAME``.
+        limit: Time limit for all parts in this run, in seconds.
         started: Called before each part that runs.
-        ended: Called after it, with its outcome and those of all parts so far.
+        ended: Called after each part that ran, with its outcome and the outcomes so far.
 
     Returns:
         The outcomes, in the order of the parts.
@@ -73,7 +73,7 @@ def _state(part: Part, folder: Path) -> Path:
 
 
 def _earlier(part: Part, folder: Path) -> Outcome | None:
-    """How the same commands ended in an earlier run, if they did."""
+    """The outcome of the same commands in an earlier run, if there is one."""
     try:
         outcome = Outcome(**json.loads(_state(part, folder).read_text()))
     except (OSError, ValueError, TypeError):
@@ -91,7 +91,7 @@ def _run(part: Part, folder: Path, end: float) -> Outcome:
     start = time.monotonic()
     path = folder / 'logs' / f'{part.name}.log'
     commands = [list(command) for command in part.commands]
-    shutil.rmtree(folder / 'results' / part.name, ignore_errors=True)  # of an attempt before
+    shutil.rmtree(folder / 'results' / part.name, ignore_errors=True)  # left by an earlier attempt
     with path.open('w') as log:
         for command in commands:
             left = min(start + part.seconds, end) - time.monotonic()
@@ -111,7 +111,7 @@ def _run(part: Part, folder: Path, end: float) -> Outcome:
 
 
 def _run_command(command: list[str], environment: dict[str, str], folder: Path, log, seconds: float) -> int | None:
-    """The exit status of a command, or None if it was stopped after so many seconds; its children end with it."""
+    """The exit status of a command, or None if it was stopped after its time limit. Its children are stopped too."""
     try:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=subprocess.STDOUT, start_new_session=True)
@@ -127,7 +127,7 @@ def _run_command(command: list[str], environment: dict[str, str], folder: Path, 
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and all that it started: also what a process that failed has left."""
+    """Kill a process and its children, including those that a failed process left behind."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -137,7 +137,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def last_lines(path: Path) -> list[str]:
-    """The last lines of a log, without empty ones."""
+    """The last lines of a log, without empty lines."""
     lines = path.read_text(errors='replace').replace('\r', '\n').splitlines()
     return [line.rstrip()[:300] for line in lines if line.strip()][-LINES:]
 

@@ -1,22 +1,22 @@
-"""The parts of the report on a GPU, the most important first, and the smaller ones of a rehearsal on a CPU."""
+"""The parts of the report on a GPU, the most important first, and smaller parts for a rehearsal on a CPU."""
 import os
 import sys
 from pathlib import Path
 
 from .parts import Part
 
-LARGE = '(r101_shapes or more_values)'  # tests that take long
+LARGE = '(r101_shapes or more_values)'  # slow tests
 ITERATIONS, REHEARSED_ITERATIONS = 200, 6
 NEEDS_GPU = 'needs a GPU'
-WARNINGS = 'ignore,default:BCN takes stock operators'  # of libraries, not of kernels that are not used
+WARNINGS = 'ignore,default:BCN uses stock operators'  # ignore warnings of libraries, but not those about unused kernels
 
 
 def parts_on_gpu(folder: Path, tools: Path) -> list[Part]:
-    """What is measured on a GPU.
+    """The parts of the report on a GPU.
 
     Args:
-        folder: Of the report; every part writes to ``results/NAME`` there.
-        tools: The folder of the tools.
+        folder: Folder of the report; every part writes to ``results/NAME`` in it.
+        tools: The folder ``tools``.
     """
     plan = _Plan(folder, tools, 'cuda')
     network = ('--depth', '101', '--batch')
@@ -93,7 +93,7 @@ class _Plan:
                                                  '--out', self.results(name)])
 
     def module(self, name: str, title: str, seconds: float, *arguments: str, **environment: str) -> Part:
-        """A module of this package."""
+        """The command that runs a module of this package."""
         return self._part(name, title, seconds, ['-m', f'{__package__}.{name}', '--device', self.device, '--out',
                                                  self.results(name), *arguments], **environment)
 

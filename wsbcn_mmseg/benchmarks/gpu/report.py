@@ -1,4 +1,4 @@
-"""The driver of the report on a GPU, and ``report.md``."""
+"""Run the report on a GPU and write ``report.md``."""
 import datetime
 import os
 import platform
@@ -29,9 +29,9 @@ def gpu_report(folder: Path, tools: Path, limit: float, rehearse: bool = False) 
     """Run the parts that have not passed yet, and write ``report.md`` after each of them.
 
     Args:
-        folder: Where everything is written.
-        tools: The folder of the tools.
-        limit: Seconds that this run may take.
+        folder: Folder for all output.
+        tools: The folder ``tools``.
+        limit: Time limit of this run, in seconds.
         rehearse: Run smaller parts, on the CPU.
 
     Returns:
@@ -64,7 +64,7 @@ def gpu_report(folder: Path, tools: Path, limit: float, rehearse: bool = False) 
 
 
 def machine_facts(device: str) -> dict:
-    """The machine, and the versions of what was measured."""
+    """The machine, and the versions of the measured software."""
     facts = machine(Options(device))
     if device == 'cuda':
         properties = torch.cuda.get_device_properties(0)
@@ -123,7 +123,7 @@ def _reasons(outcomes: Sequence[Outcome], titles: dict[str, str]) -> list[str]:
 
 
 def _results(folder: Path, outcomes: Sequence[Outcome], titles: dict[str, str], implementation: str) -> list[str]:
-    """Tables and plots; of layers only those of one implementation of BCN, forward and backward together."""
+    """Tables and plots. For layers, only one implementation of BCN is shown, with forward and backward together."""
     lines = ['## Results']
     for outcome in outcomes:
         results = folder / 'results' / outcome.name
@@ -142,5 +142,5 @@ def _results(folder: Path, outcomes: Sequence[Outcome], titles: dict[str, str], 
 def _draw_training(results: Path) -> None:
     try:
         plot_runs([results], results / 'curves.png')
-    except (FileNotFoundError, ValueError):  # of a run too short to have logged both
+    except (FileNotFoundError, ValueError):  # the run was too short to log both
         pass

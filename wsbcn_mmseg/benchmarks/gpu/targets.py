@@ -1,4 +1,4 @@
-"""What the report's results must show, and whether they do."""
+"""Targets of the report, and whether its results reach them."""
 import csv
 import json
 import math
@@ -11,12 +11,12 @@ from wsbcn_mmseg.runtime.records import read_scalars
 PASS, FAIL, MISSING = 'pass', 'FAIL', 'not measured'
 LAYERS = {'one image': ('layers_batch_1', ), 'two and four images': ('layers_batch_2_and_4', ),
           'one and four images, CUDA graphs': ('layers_graphs', )}
-LARGE = '4x256x129x129'  # an activation that no cache holds
+LARGE = '4x256x129x129'  # an activation larger than any cache
 OURS = 'BCN micro-batch'
 
 
 class Target(NamedTuple):
-    """A line of the report."""
+    """A target, its result and its verdict: one line of the report."""
     name: str
     limit: str
     found: str
@@ -24,7 +24,7 @@ class Target(NamedTuple):
 
 
 def read(folder: Path, part: str) -> list[dict]:
-    """Rows of the table that a part wrote; none if it has not."""
+    """Rows of the table that a part wrote; empty if there is no table."""
     rows = []
     for path in sorted((folder / 'results' / part).glob('*.csv')):
         with path.open() as file:
@@ -36,8 +36,8 @@ def targets(folder: Path, implementation: str) -> list[Target]:
     """All targets.
 
     Args:
-        folder: Of the report.
-        implementation: Of BCN that is judged: ``'triton'`` on a GPU.
+        folder: Folder of the report.
+        implementation: The implementation of BCN to judge: ``'triton'`` on a GPU.
     """
     on_gpu = implementation == 'triton'
     return [*_agreement(folder), *_layers(folder, implementation), *_bandwidth(folder, implementation),
@@ -46,7 +46,7 @@ def targets(folder: Path, implementation: str) -> list[Target]:
 
 
 def _judged(name: str, limit: str, values: list[float], good: Callable[[float], bool], spec: str) -> Target:
-    """All values must be good; how many are is shown, and between what they lie."""
+    """A target that all values must reach. It shows how many do, and the range of the values."""
     if not values:
         return Target(name, limit, '', MISSING)
     passed = [value for value in values if good(value)]

@@ -1,7 +1,7 @@
-"""Two processes on one GPU, or on two: statistics of all ranks, and gradients averaged by DDP: part of the report.
+"""A part of the report: statistics of all ranks and gradients averaged by DDP, in two processes on one or two GPUs.
 
-``python -m wsbcn_mmseg.benchmarks.gpu.two_processes --device cuda --out FOLDER``. NCCL refuses two processes on one GPU
-in most versions; then they talk over gloo.
+``python -m wsbcn_mmseg.benchmarks.gpu.two_processes --device cuda --out FOLDER``. Most versions of NCCL do not allow
+two processes on one GPU; then gloo is used.
 """
 import argparse
 import datetime
@@ -20,8 +20,8 @@ from wsbcn_mmseg.layers import BCN, ConvWS
 from wsbcn_mmseg.runtime.errors import first_line
 
 PROCESSES, IMAGES, CHANNELS, SIDE = 2, 4, 16, 17
-SECONDS = 60  # for one backend
-TOLERANCE = 1e-4  # of the largest value
+SECONDS = 60  # per backend
+TOLERANCE = 1e-4  # relative to the largest value
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,28 +32,28 @@ def parse_args() -> argparse.Namespace:
 
 
 def network(sync: bool) -> nn.Sequential:
-    """Weight Standardization, BCN with the statistics of all ranks, and BCN by Algorithm 1, which has its rank's."""
+    """A network with WS, BCN with the statistics of all ranks, and BCN by Algorithm 1 with those of its own rank."""
     torch.manual_seed(0)
     layers = [ConvWS(CHANNELS, CHANNELS, 3), BCN(CHANNELS, mode='large_batch', sync=sync)]
     return nn.Sequential(*layers, nn.ReLU(), ConvWS(CHANNELS, CHANNELS, 3), BCN(CHANNELS, update_rate=0.0))
 
 
 def results(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Loss and gradients. The loss is a mean over images, so that DDP's mean over ranks is the mean over all."""
+    """Loss and gradients. The loss is a mean over images, so that DDP's mean over ranks is the mean over all images."""
     loss = model(images).cos().mean()
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
 
 
 def compare(rank: int, backend: str, kind: str, address: str, out: str) -> None:
-    """In each process: half of the images in both must give the gradients of all images in one."""
+    """Runs in each process: two processes with half of the images must give the gradients of one with all images."""
     device = torch.device(kind, rank % torch.cuda.device_count()) if kind == 'cuda' else torch.device(kind)
     if kind == 'cuda':
         torch.cuda.set_device(device)
     dist.init_process_group(backend, address, rank=rank, world_size=PROCESSES,
                             timeout=datetime.timedelta(seconds=SECONDS))
-    dist.all_reduce(torch.ones(1, device=device))  # where NCCL refuses, it does so here
-    torch.backends.cudnn.allow_tf32 = False  # so that one image more or less does not change roundings
+    dist.all_reduce(torch.ones(1, device=device))  # NCCL fails here if it does not allow this
+    torch.backends.cudnn.allow_tf32 = False  # so that the number of images does not change roundings
     images = torch.randn(IMAGES, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(device)
     expected = results(network(sync=False).to(device), images)  # in one process
     wrapped = DistributedDataParallel(network(sync=True).to(device),
@@ -71,7 +71,7 @@ def compare(rank: int, backend: str, kind: str, address: str, out: str) -> None:
 
 
 def run(backend: str, device: str, folder: Path) -> str:
-    """Start the processes; why they failed, or an empty text."""
+    """Run the processes; returns why they failed, or an empty string."""
     store = folder / f'rendezvous_{backend}'
     store.unlink(missing_ok=True)
     context = start_processes(compare, (backend, device, f'file://{store.resolve()}',
@@ -83,7 +83,7 @@ def run(backend: str, device: str, folder: Path) -> str:
                 return f'no answer within {SECONDS} s'
     except ProcessRaisedException as error:
         return first_line(RuntimeError(str(error).strip().splitlines()[-1]))
-    except Exception as error:  # a process that was killed, for example
+    except Exception as error:  # for example if a process was killed
         return first_line(error)
     finally:
         for process in context.processes:
