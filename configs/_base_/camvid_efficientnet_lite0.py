@@ -13,4 +13,4 @@ model = dict(
         num_classes=11, align_corners=True, loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))
-optim_wrapper = dict(optimizer=dict(lr=0.0025))
+optim_wrapper = dict(optimizer=dict(lr=0.01))  # best for frozen BN and single images, of the rates that were tried

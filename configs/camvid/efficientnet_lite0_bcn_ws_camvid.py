@@ -5,3 +5,4 @@ model = dict(
     type='ConvertedModel',
     conversion=dict(type='EncoderDecoder', norm=dict(type='BCN', num_groups=1), include=['backbone'], preserve=True))
 custom_hooks = [dict(type='CalibrateHook'), dict(type='NormEvalHook')]
+optim_wrapper = dict(optimizer=dict(lr=0.02))  # best of the rates that were tried
