@@ -471,11 +471,12 @@ def test_tensors_without_memory_of_their_own_take_stock_operators():
 
 @in_the_interpreter
 @pytest.mark.usefixtures('trusted')
-def test_make_fx_records_stock_operators():
+@pytest.mark.parametrize('pre_dispatch', [False, True])
+def test_make_fx_records_plain_operators(pre_dispatch):
     layer, x = BCN(6, 3).eval(), x_of(2, 6, 5, 7)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings():
         warnings.simplefilter('error')
-        recorded = make_fx(layer)(x_of(2, 6, 5, 7))
+        recorded = make_fx(layer, pre_dispatch=pre_dispatch)(x_of(2, 6, 5, 7))
         torch.testing.assert_close(recorded(x), layer(x))
     assert chosen() == 'triton'
 

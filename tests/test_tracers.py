@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from wsbcn_mmseg import convert_model
 from wsbcn_mmseg.layers import BCN, AdaptiveConvWS, ConvCWN, ConvWN, ConvWS, ConvWS1d, ConvWS3d
@@ -45,6 +46,15 @@ LAYERS = {
     'CWN': (lambda: ConvCWN(8, 8, 3), (2, 8, 7, 9)), 'BCN': (lambda: BCN(12), (2, 12, 5, 7)),
     'BCN of vectors': (lambda: BCN(16, num_groups=2), (2, 16)),
     'large batch': (lambda: BCN(12, mode='large_batch'), (2, 12, 5, 7)), 'net': (Net, (2, 3, 12, 10))}
+
+
+@pytest.mark.parametrize('pre_dispatch', [True, False])
+@pytest.mark.parametrize('name', LAYERS)
+def test_make_fx_records_what_layers_compute(name, pre_dispatch):
+    build, shape = LAYERS[name]
+    model, x = settled(build()), torch.randn(shape)
+    recorded = make_fx(model, pre_dispatch=pre_dispatch)(torch.randn(shape))
+    torch.testing.assert_close(recorded(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('dynamo', [True, False])

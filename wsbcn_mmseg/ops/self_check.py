@@ -70,16 +70,10 @@ def kernels_serve(x: Tensor, num_groups: int) -> bool:
     """Whether the kernels support a call; checks them first if that has not been done."""
     if (x.dtype not in DTYPES or x.device.type not in DEVICE_TYPES or x.shape[1] // num_groups > MAX_GROUP_CHANNELS
             or x.numel() > MAX_PIXELS * x.shape[0] * x.shape[1]
-            or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__  # FakeTensor and the like have no memory
-            or _recorded()):
+            or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__):  # FakeTensor and the like have no memory
         return False
     trusted = _trusted.get((x.device, x.dtype))
     return _decide(x.device, x.dtype) if trusted is None else trusted
-
-
-def _recorded() -> bool:
-    """Whether make_fx records the operators of this call: it cannot record the kernels, and outputs would be empty."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def distrusted(x: Tensor) -> bool:
