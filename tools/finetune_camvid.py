@@ -29,7 +29,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES, help='learning rates to choose from')
     parser.add_argument('--darker', type=int, default=1, metavar='TIMES',
                         help='divide all images by this number, so that they differ from the data of the weights')
-    parser.add_argument('--quick', action='store_true', help='three updates, to try the command')
     return parse(parser)
 
 

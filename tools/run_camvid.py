@@ -21,7 +21,6 @@ SPLITS = ('train', 'val', 'test')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/camvid'), 3, DEFAULT)
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
-    parser.add_argument('--quick', action='store_true', help='one seed and a few updates, to try the command')
     return parse(parser)
 
 
@@ -47,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     if problem:
         sys.exit(f'run_camvid.py: {problem}')
     os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())
-    trainings = [training(name, batch, seed, args.quick) for seed in range(1 if args.quick else args.seeds)
+    trainings = [training(name, batch, seed, args.quick) for seed in range(args.seeds)
                  for batch in (1, 8) for name in args.methods if (name, batch) != ('BCN+WS, Algorithm 1', 1)]
     print(f'{len(trainings)} trainings of a small DeepLabV3 on 367 images of CamVid; results in {args.out}')
     finish(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'test/mIoU', 'mIoU on test images (%)',

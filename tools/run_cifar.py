@@ -20,7 +20,6 @@ def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, DEFAULT)
     parser.add_argument('cifar_root', type=Path, help='folder of the images')
     parser.add_argument('--epochs', type=int, default=2, help='number of epochs of every training')
-    parser.add_argument('--quick', action='store_true', help='one seed, one epoch of 128 images, to try the command')
     return parse(parser)
 
 
@@ -53,7 +52,7 @@ def training(name: str, batch: int, seed: int, args: argparse.Namespace) -> Trai
 def main(args: argparse.Namespace) -> None:
     require_packages(mmpretrain='pip install onedl-mmpretrain==1.3.6', torchvision='pip install torchvision')
     os.environ['CIFAR_ROOT'] = str(args.cifar_root.resolve())
-    trainings = [training(name, batch, seed, args) for seed in range(1 if args.quick else args.seeds)
+    trainings = [training(name, batch, seed, args) for seed in range(args.seeds)
                  for batch in (128, 2) for name in args.methods]
     print(f'{len(trainings)} trainings of ResNet-20 on CIFAR-10; results in {args.out}')
     finish(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'accuracy/top1', 'Test accuracy (%)',

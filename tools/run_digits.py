@@ -14,7 +14,6 @@ DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN', 'BCN+WS', 'SN', 'EvoNorm-S0', 'FRN+TLU')
 
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/digits'), 3, DEFAULT)
-    parser.add_argument('--quick', action='store_true', help='one seed and one epoch, to try the command')
     return parse(parser)
 
 
@@ -34,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     trainings = [
         Training(name, batch, seed, ROOT / 'configs' / '_base_' / 'digits.py',
                  (*options(rows[name].settings(batch)), *quick), dict(DIGITS_BATCH=str(batch)))
-        for seed in range(1 if args.quick else args.seeds) for batch in (128, 1) for name in args.methods]
+        for seed in range(args.seeds) for batch in (128, 1) for name in args.methods]
     print(f'{len(trainings)} trainings of ResNet-8 on 1,347 digits, tested on 450; results in {args.out}')
     finish(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'accuracy/top1', 'Test accuracy (%)',
                       args.jobs, args.reuse))

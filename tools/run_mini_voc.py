@@ -17,7 +17,6 @@ def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/mini_voc'), 3, DEFAULT)
     parser.add_argument('voc_root', type=Path, help='VOC2012 folder of a prepared mini VOC (tools/make_mini_voc.py)')
     parser.add_argument('--updates', type=int, default=700, help='updates with 8 images; 8 times as many with one')
-    parser.add_argument('--quick', action='store_true', help='one seed and three updates of 8, to try the command')
     return parse(parser)
 
 
@@ -44,7 +43,7 @@ def training(name: str, batch: int, seed: int, updates: int) -> Training:
 def main(args: argparse.Namespace) -> None:
     os.environ['VOC_ROOT'] = str(args.voc_root.resolve())
     trainings = [training(name, batch, seed, 3 if args.quick else args.updates)
-                 for seed in range(1 if args.quick else args.seeds) for batch in (8, 1) for name in args.methods]
+                 for seed in range(args.seeds) for batch in (8, 1) for name in args.methods]
     print(f'{len(trainings)} trainings of a small DeepLabV3 on drawn images; results in {args.out}')
     finish(Comparison(trainings, ROOT / 'tools' / 'train.py', args.out, 'mIoU', 'mIoU on synthetic images (%)',
                       args.jobs, args.reuse))

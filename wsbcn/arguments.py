@@ -62,7 +62,7 @@ def method(text: str) -> str:
 
 def comparison_parser(description: str, out: Path, seeds: int, default: tuple[str, ...],
                       choices: tuple[str, ...] | None = None) -> argparse.ArgumentParser:
-    """A parser for ``--out``, ``--seeds``, ``--jobs``, ``--methods`` and ``--reuse``.
+    """A parser for ``--out``, ``--seeds``, ``--jobs``, ``--methods``, ``--reuse`` and ``--quick``.
 
     Args:
         description: Description of the command.
@@ -80,6 +80,7 @@ def comparison_parser(description: str, out: Path, seeds: int, default: tuple[st
                         metavar='METHOD', help='rows of the table'
                         + ('' if choices else ', any of those in wsbcn_mmseg/experiments/method.py'))
     parser.add_argument('--reuse', type=Path, help='a results.jsonl of finished trainings to reuse')
+    parser.add_argument('--quick', action='store_true', help='one seed and very few updates, to try the command')
     return parser
 
 
@@ -92,10 +93,11 @@ def _positive(text: str) -> int:
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the arguments of a command that needs OpenMMLab. If it is not installed, the program exits with a message
-    and status 2. A method that is given twice counts once."""
+    and status 2. A method that is given twice counts once, and ``--quick`` means one seed."""
     args = parser.parse_args()
     if 'methods' in args:
         args.methods = list(dict.fromkeys(args.methods))
+        args.seeds = 1 if args.quick else args.seeds
     require_openmmlab()
     return args
 
