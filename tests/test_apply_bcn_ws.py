@@ -140,7 +140,7 @@ def test_weights_that_were_trained_with_ws():
 def test_what_is_refused():
     for cfg, arguments, sentence in [
             ({}, {}, 'has no model'), (dict(type='X'), dict(norm='NoNorm'), 'no norm is registered'),
-            (dict(type='X'), dict(norm='GN', preserve=True), 'preserve=True needs')]:
+            (dict(type='X'), dict(norm='SyncBN', preserve=True), 'preserve=True needs')]:
         with pytest.raises(ValueError, match=sentence):
             apply_bcn_ws(cfg, log=None, **arguments)
 

@@ -211,7 +211,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match='convert the module first'):
         convert_model(nn.DataParallel(Net()))
     with pytest.raises(ValueError, match="preserve=True needs norm='BCN'"):
-        convert_model(Net(), norm='GN', preserve=True)
+        convert_model(Net(), norm='SyncBN', preserve=True)
     whole = nn.BatchNorm2d(32)
     assert convert_model(whole, torch.randn(1, 32, 8, 8)) is whole
     assert type(whole) is BCN

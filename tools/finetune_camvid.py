@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fine-tune EfficientNet-Lite0 with ImageNet weights on CamVid: BN, frozen BN, BCN and BCN+WS, at two budgets.
+"""Fine-tune EfficientNet-Lite0 with ImageNet weights on CamVid: BN, frozen BN, GN+WS, BCN and BCN+WS.
 
 The first seed of each method is trained at several learning rates. The other seeds use the learning rate with the best
 mIoU on the validation images. The command writes a table of all trainings with the mIoU on the test images. CAMVID_ROOT
@@ -15,7 +15,7 @@ from pathlib import Path
 from wsbcn.arguments import comparison_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = {'frozen BN': ('frozen_bn', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1),
+ROWS = {'frozen BN': ('frozen_bn', 1), 'GN+WS': ('gn_ws', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1),
         'BCN+WS, updated': ('bcn_ws_updated', 1), 'BN': ('bn', 1),
         'BN, 8 images': ('bn', 8)}  # config and images per update
 LEARNING_RATES = (.005, .01, .02)
@@ -26,7 +26,8 @@ def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/camvid_finetuning'), 3, tuple(ROWS), tuple(ROWS))
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
     parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='numbers of epochs')
-    parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES, help='learning rates to choose from')
+    parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES,
+                        help='learning rates to choose from with one image per update; in proportion with more')
     parser.add_argument('--darker', type=int, default=1, metavar='TIMES',
                         help='divide all images by this number, so that they differ from the data of the weights')
     return parse(parser)
@@ -69,9 +70,10 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f'finetune_camvid.py: {problem}')
     os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())
     os.environ['WEIGHTS'] = str(prepare_weights(args.out / 'efficientnet_lite0.pth').resolve())
-    groups = {(row, epochs, lr): [training(row, epochs, lr, seed, args.darker, args.quick)
-                                  for seed in range(args.seeds)]
-              for epochs in args.epochs for row in args.methods for lr in args.lr}
+    settings = [(row, epochs, round(lr * ROWS[row][1], 6))
+                for epochs in args.epochs for row in args.methods for lr in args.lr]
+    groups = {setting: [training(*setting, seed, args.darker, args.quick) for seed in range(args.seeds)]
+              for setting in settings}
     print(f'{len(groups) + len(args.epochs) * len(args.methods) * (args.seeds - 1)} trainings of EfficientNet-Lite0 on '
           f'367 images of CamVid; results in {args.out}')
     results = train([seeds[0] for seeds in groups.values()], args)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from mmengine.registry import MODELS
 
 from .convert import norm_config
-from .norm_families import find_norm
+from .norm_families import check_preserving, find_norm
 from .selection import matches, patterns
 
 NORMS = ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'GN', 'BatchNorm1d', 'BatchNorm2d', 'BatchNorm3d', 'SyncBatchNorm',
@@ -46,7 +46,8 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
         ``cfg``.
 
     Raises:
-        ValueError: If ``cfg`` has no model or is converted already, or if no norm is registered as ``norm``.
+        ValueError: If ``cfg`` has no model or is converted already, if no norm is registered as ``norm``, or if
+            ``norm`` cannot preserve the outputs.
 
     Warns:
         UserWarning: If the names of the pretrained weights in the config suggest that they were not trained with
@@ -62,10 +63,9 @@ def apply_bcn_ws(cfg: dict, norm: str | dict | None = 'BCN', ws: bool = True, in
     if model['type'] == 'ConvertedModel':
         raise ValueError('the config is converted already')
     include, exclude, norm_cfg = patterns(include), patterns(exclude), norm_config(norm)
-    if norm_cfg:
-        find_norm(norm_cfg['type'])
-    if preserve and norm_cfg.get('type', 'BCN') != 'BCN':
-        raise ValueError(f"preserve=True needs norm='BCN' or None, got {norm_cfg['type']}")
+    norm_class = find_norm(norm_cfg['type']) if norm_cfg else None
+    if preserve:
+        check_preserving(norm_class)
     rewrite = _Rewrite(norm_cfg, ws, cfg.get('default_scope'))
     for name, part in _parts(model):
         if not preserve and _decided(name, include, exclude):

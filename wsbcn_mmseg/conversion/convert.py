@@ -14,9 +14,9 @@ from wsbcn_mmseg.ops.arguments import check_flag, check_integer
 
 from .copying import copy_network
 from .dataflow import Dataflow
-from .norm_families import build_norm, channels_of, find_norm, has_groups, regroupable_class
+from .norm_families import build_norm, channels_of, check_preserving, find_norm, has_groups, regroupable_class
 from .proof import check_result, relative_change
-from .replacement import Snapshot, release, replace_norm, standardize
+from .replacement import Snapshot, reason_not_to_take_over, release, replace_norm, standardize
 from .report import ConversionError, ConversionReport, count, quoted
 from .selection import ASKED_FOR, THEIR_NORM_IS_KEPT, Selection, is_lazy
 from .trial_run import TrialRun
@@ -66,7 +66,8 @@ def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None
             deviation of their kernels in fixed buffers (:class:`~wsbcn_mmseg.layers.AdaptiveConvWS`). The batch
             normalization of BCN gets the scale, shift and running statistics of BatchNorm (also of a frozen one).
             Groups have at least 16 channels by default, and the scale and shift of each group undo the channel
-            normalization on average. The report has the change of the output. Defaults to False.
+            normalization on average. With ``norm='GN'``, the scales and shifts of the channels do so. The report has
+            the change of the output. Defaults to False.
         instance_norm: Whether to also replace InstanceNorm. Defaults to False.
         skip_shared: Whether to skip layers that are registered under several names or run several times in one pass.
             Defaults to False.
@@ -150,6 +151,8 @@ class Conversion:
                 check_flag(name, flag)
             self.cfg = norm_config(norm)
             self.norm_class = find_norm(self.cfg['type']) if self.cfg else None
+            if preserve:
+                check_preserving(self.norm_class)
             for name in ('num_groups', 'min_channels_per_group') if self.norm_class is BCN else ():
                 if self.cfg.get(name) is not None:
                     check_integer(name, self.cfg[name], 1)
@@ -157,8 +160,6 @@ class Conversion:
                                        read_elsewhere)
         except ValueError as error:
             raise ConversionError(str(error)) from error
-        if preserve and self.norm_class not in (BCN, None):
-            raise ConversionError(f"preserve=True needs norm='BCN' or None, got {self.norm_class.__name__}")
         if self.norm_class is None and not ws:
             raise ConversionError('norm=None and ws=False leave nothing to convert')
         if preserve and self.norm_class is BCN and 'num_groups' not in self.cfg:
@@ -236,15 +237,16 @@ class Conversion:
         if reason is None and self.norm_class is None:
             return True
         if reason is None:
-            new = build_norm(self.norm_class, self.cfg, old, dim)
+            new = build_norm(self.norm_class, self.cfg, old, dim, PRESERVING_WIDTH if self.preserve else 2)
             if self._is_wanted(old, new):
                 if self.undo and isinstance(old, BCN) and self._values(old, flow) < PAPER_VALUES:  # built by a config
                     self._replace(old, self._regrouped(old, old, flow) or old, name)
                 return True
-            if self.preserve and isinstance(old, BCN):
-                self.report.kept[name] = 'it is a BCN already, and a new one cannot preserve its function'
-                return True
             built, new = new, self._regrouped(new, old, flow)
+            loss = reason_not_to_take_over(new or built, old) if self.preserve else None
+            if loss:
+                self.report.kept[name] = loss
+                return True
             if new is not None:
                 if old not in flow.calls:
                     self.report.unseen[name] = 'the number of values in its groups is not known'

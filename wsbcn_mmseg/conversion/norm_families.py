@@ -55,6 +55,16 @@ def find_norm(norm: str | type) -> type[nn.Module]:
     return norm_class
 
 
+def check_preserving(norm_class: type[nn.Module] | None) -> None:
+    """Raise an error unless a norm can take over the function of BatchNorm; None means that norms are kept.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if norm_class is not None and not issubclass(norm_class, (BCN, nn.GroupNorm, nn.LayerNorm)):
+        raise ValueError(f"preserve=True needs norm='BCN', 'GN', 'LN' or None, got {norm_class.__name__}")
+
+
 def channels_of(norm: nn.Module) -> int:
     """Number of channels of a BatchNorm, InstanceNorm, GroupNorm or frozen BatchNorm."""
     for name in ('num_channels', 'num_features'):
@@ -75,7 +85,8 @@ def regroupable_class(norm: nn.Module) -> type[nn.Module] | None:
     return nn.GroupNorm if isinstance(norm, nn.GroupNorm) else None
 
 
-def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int = 4) -> nn.Module:
+def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int = 4,
+               min_channels_per_group: int = 2) -> nn.Module:
     """A norm with the channels, eps, momentum and groups of ``old``, except where ``cfg`` sets others.
 
     Args:
@@ -83,6 +94,8 @@ def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int 
         cfg: Arguments of the class; ``type`` and ``requires_grad`` are ignored.
         old: The norm that it replaces.
         dim: Number of dimensions of the input, which decides between BatchNorm1d, 2d and 3d. Defaults to 4.
+        min_channels_per_group: For classes that need a number of groups, if neither ``cfg`` nor ``old`` has one.
+            Defaults to 2.
 
     Raises:
         ValueError: If the class cannot be built with these arguments.
@@ -103,7 +116,7 @@ def build_norm(norm_class: type[nn.Module], cfg: dict, old: nn.Module, dim: int 
         if isinstance(old, nn.GroupNorm) and old.num_groups <= channels // 2:
             settings['num_groups'] = old.num_groups
         elif _needs(norm_class, 'num_groups'):
-            settings['num_groups'] = default_num_groups(channels)
+            settings['num_groups'] = default_num_groups(channels, min_channels_per_group)
     return _construct(norm_class, channels, settings, given)
 
 

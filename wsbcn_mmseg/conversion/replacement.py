@@ -49,10 +49,11 @@ def replace_norm(old: nn.Module, new: nn.Module, preserve: bool) -> None:
     Args:
         old: The norm.
         new: A newly built norm with the same number of channels.
-        preserve: Whether ``new``, a BCN, takes over the function of ``old``, see :func:`take_over`.
+        preserve: Whether ``new``, a BCN or GroupNorm, takes over the function of ``old``, see :func:`take_over` and
+            :func:`take_over_by_groups`.
     """
     if preserve:
-        take_over(new, old)
+        take_over(new, old) if isinstance(new, BCN) else take_over_by_groups(new, old)
     tensors = [*old.parameters(), *[buffer for buffer in old.buffers() if buffer.is_floating_point()]]
     if tensors:
         new.to(tensors[0].device, tensors[0].dtype)
@@ -92,6 +93,41 @@ def take_over(new: BCN, old: nn.Module) -> None:
         new.bn.running_var.copy_(old.running_var)
         if getattr(old, 'num_batches_tracked', None) is not None:
             new.bn.num_batches_tracked.copy_(old.num_batches_tracked)
+
+
+@torch.no_grad()
+def take_over_by_groups(new: nn.GroupNorm, old: nn.Module) -> None:
+    """Make GroupNorm compute on average what BatchNorm computes in evaluation mode: by the running statistics, a group
+    has mean μ_g = mean μ_c and variance σ_g² = mean σ_c² + variance of μ_c, which the scale and shift of each channel
+    undo. The scale and shift of a GroupNorm with the same groups are copied.
+    """
+    exact = dict(device='cpu', dtype=torch.float64)
+    scale = torch.ones(new.num_channels, **exact) if old.weight is None else old.weight.to(**exact)
+    shift = torch.zeros(new.num_channels, **exact) if old.bias is None else old.bias.to(**exact)
+    if not isinstance(old, nn.GroupNorm):
+        mean, var = old.running_mean.to(**exact), old.running_var.to(**exact)
+        groups = mean.view(new.num_groups, -1), var.view(new.num_groups, -1)
+        group_mean, group_var = groups[0].mean(1), groups[1].mean(1) + groups[0].var(1, unbiased=False)
+        per_channel = new.num_channels // new.num_groups
+        scale = scale / (var + eps_of(old)).sqrt()
+        shift = shift + scale * (group_mean.repeat_interleave(per_channel) - mean)
+        scale = scale * (group_var + new.eps).sqrt().repeat_interleave(per_channel)
+    new.weight.copy_(scale)
+    new.bias.copy_(shift)
+
+
+def reason_not_to_take_over(new: nn.Module, old: nn.Module) -> str | None:
+    """Why ``new``, a BCN or GroupNorm, cannot take over the function of ``old``; None if it can."""
+    if isinstance(old, BCN):
+        return f'it is a BCN already, and a new {type(new).__name__} cannot preserve its function'
+    if isinstance(new, BCN):
+        return None
+    if not new.affine:
+        return 'a GroupNorm without scale and shift cannot preserve its function'
+    if isinstance(old, nn.GroupNorm):
+        return None if new.num_groups == old.num_groups else 'other groups cannot preserve its function'
+    return None if old.running_mean is not None else ('it has no running statistics, without which a GroupNorm cannot '
+                                                      'preserve its function')
 
 
 def standardize(conv: nn.Module, adaptive: bool = False) -> None:
