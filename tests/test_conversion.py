@@ -261,6 +261,41 @@ def test_preserve_keeps_the_function():
     torch.testing.assert_close(bcn.weight, (scale.square().mean(1) + shift.var(1, unbiased=False)).sqrt())
 
 
+@pytest.mark.parametrize('affine', [True, False])
+@pytest.mark.parametrize('norm', ['GN', 'LN', dict(type='GN', num_groups=4)])
+def test_group_norm_preserves_the_function(norm, affine):
+    """On an image with the statistics of BatchNorm, GroupNorm computes the same."""
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48, affine=affine)).double().eval()
+    x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    with torch.no_grad():
+        nn.init.normal_(model[0].bias)
+        features = model[0](x)
+        model[1].running_mean.copy_(features.mean((0, 2, 3)))
+        model[1].running_var.copy_(features.var((0, 2, 3), unbiased=False))
+        for parameter in model[1].parameters():
+            nn.init.normal_(parameter)
+    expected = model(x)
+    convert_model(model, x, norm, preserve=True)
+    assert type(model[1]) is nn.GroupNorm
+    torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)
+    assert model[1].num_groups == {'GN': 3, 'LN': 1}.get(norm if isinstance(norm, str) else '', 4)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize('old, norm, reason', [
+    (nn.BatchNorm2d(48, track_running_stats=False), 'GN', 'no running statistics'),
+    (nn.InstanceNorm2d(48, affine=True), 'GN', 'no running statistics'),
+    (nn.GroupNorm(6, 48), dict(type='GN', num_groups=3), 'other groups'),
+    (nn.BatchNorm2d(48), dict(type='GN', affine=False), 'without scale and shift'),
+    (BCN(48), 'GN', 'it is a BCN already')])
+def test_norms_whose_function_group_norm_cannot_preserve_are_kept(old, norm, reason):
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), old)
+    report = convert_model(model, torch.randn(1, 3, 8, 8), norm, preserve=True, instance_norm=True).conversion_report
+    assert model[1] is old
+    assert reason in report.kept['1']
+    assert type(model[0]) is AdaptiveConvWS
+
+
 def test_adaptive_convolution():
     """The buffers travel in the state dict; gradients are those of the formula."""
     conv = AdaptiveConvWS(3, 4, 3, bias=False).double()

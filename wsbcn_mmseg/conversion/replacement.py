@@ -1,6 +1,6 @@
 """Replace layers in place, so that all references to them stay valid, and restore them if the conversion fails."""
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wsbcn_mmseg.layers import BCN, AdaptiveConvWS, AdaptiveConvWS1d, AdaptiveConvWS3d, ConvWS, ConvWS1d, ConvWS3d
 from wsbcn_mmseg.layers.reparametrized_conv import ReparametrizedConv
@@ -10,6 +10,7 @@ from .norm_families import CHILDREN, eps_of, own_parts
 from .selection import convolves_plainly
 
 STANDARDIZED = {nn.Conv1d: ConvWS1d, nn.Conv2d: ConvWS, nn.Conv3d: ConvWS3d}
+EXACT = dict(device='cpu', dtype=torch.float64)
 ADAPTIVE = {nn.Conv1d: AdaptiveConvWS1d, nn.Conv2d: AdaptiveConvWS, nn.Conv3d: AdaptiveConvWS3d}
 
 
@@ -52,8 +53,6 @@ def replace_norm(old: nn.Module, new: nn.Module, preserve: bool) -> None:
         preserve: Whether ``new``, a BCN or GroupNorm, takes over the function of ``old``, see :func:`take_over` and
             :func:`take_over_by_groups`.
     """
-    if preserve:
-        take_over(new, old) if isinstance(new, BCN) else take_over_by_groups(new, old)
     tensors = [*old.parameters(), *[buffer for buffer in old.buffers() if buffer.is_floating_point()]]
     if tensors:
         new.to(tensors[0].device, tensors[0].dtype)
@@ -65,6 +64,8 @@ def replace_norm(old: nn.Module, new: nn.Module, preserve: bool) -> None:
         for name, parameter in old.named_parameters(recurse=False):
             if getattr(target, name, None) is not None:
                 getattr(target, name).requires_grad_(parameter.requires_grad)
+    if preserve:
+        take_over(new, old) if isinstance(new, BCN) else take_over_by_groups(new, old)
     new.train(old.training)
     following = [getattr(old, name) for name in CHILDREN if isinstance(getattr(old, name, None), nn.Module)]
     become(old, nn.Sequential(new, *following) if following else new)
@@ -75,8 +76,7 @@ def take_over(new: BCN, old: nn.Module) -> None:
     """Make BCN compute on average what ``old`` computes: ẋ = BN(x) has mean β_c and deviation γ_c in channel c, hence
     mean β_g = mean β_c and variance γ_g² = mean γ_c² + variance of β_c in a group, which its affine restores.
     """
-    scale = torch.ones(new.num_channels) if old.weight is None else old.weight.detach().float()
-    shift = torch.zeros_like(scale) if old.bias is None else old.bias.detach().float()
+    scale, shift = _scale_and_shift(old, new.num_channels)
     groups = scale.view(new.num_groups, -1), shift.view(new.num_groups, -1)
     new.bias.copy_(groups[1].mean(1))
     if isinstance(old, nn.GroupNorm):  # it normalizes groups already, so only its affine map can be copied
@@ -85,7 +85,8 @@ def take_over(new: BCN, old: nn.Module) -> None:
     new.weight.copy_((groups[0].square().mean(1) + groups[1].var(1, unbiased=False)).sqrt())
     eps = eps_of(old)
     if old.running_mean is not None and eps != new.eps:  # BCN requires eps above 0
-        scale = scale * ((old.running_var.float() + new.eps) / (old.running_var.float() + eps)).sqrt()
+        var = old.running_var.to(**EXACT)
+        scale = scale * ((var + new.eps) / (var + eps)).sqrt()
     new.bn.weight.copy_(scale)
     new.bn.bias.copy_(shift)
     if old.running_mean is not None:
@@ -101,11 +102,9 @@ def take_over_by_groups(new: nn.GroupNorm, old: nn.Module) -> None:
     has mean μ_g = mean μ_c and variance σ_g² = mean σ_c² + variance of μ_c, which the scale and shift of each channel
     undo. The scale and shift of a GroupNorm with the same groups are copied.
     """
-    exact = dict(device='cpu', dtype=torch.float64)
-    scale = torch.ones(new.num_channels, **exact) if old.weight is None else old.weight.to(**exact)
-    shift = torch.zeros(new.num_channels, **exact) if old.bias is None else old.bias.to(**exact)
+    scale, shift = _scale_and_shift(old, new.num_channels)
     if not isinstance(old, nn.GroupNorm):
-        mean, var = old.running_mean.to(**exact), old.running_var.to(**exact)
+        mean, var = old.running_mean.to(**EXACT), old.running_var.to(**EXACT)
         groups = mean.view(new.num_groups, -1), var.view(new.num_groups, -1)
         group_mean, group_var = groups[0].mean(1), groups[1].mean(1) + groups[0].var(1, unbiased=False)
         per_channel = new.num_channels // new.num_groups
@@ -114,6 +113,12 @@ def take_over_by_groups(new: nn.GroupNorm, old: nn.Module) -> None:
         scale = scale * (group_var + new.eps).sqrt().repeat_interleave(per_channel)
     new.weight.copy_(scale)
     new.bias.copy_(shift)
+
+
+def _scale_and_shift(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
+    """γ and β of each channel."""
+    scale = torch.ones(channels, **EXACT) if norm.weight is None else norm.weight.to(**EXACT)
+    return scale, torch.zeros(channels, **EXACT) if norm.bias is None else norm.bias.to(**EXACT)
 
 
 def reason_not_to_take_over(new: nn.Module, old: nn.Module) -> str | None:
