@@ -1,21 +1,19 @@
 """CamVid in the layout of the SegNet tutorial, drawn small, and trainings on it by the commands that users run."""
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import run_tool
 from made_up_data import CAMVID_COUNTS as COUNTS
 from made_up_data import make_camvid
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, MODELS
 from PIL import Image
+from test_plots import write_log
 
-from wsbcn_mmseg import load_segmentor
 from wsbcn_mmseg.datasets import CamVidDataset
-from wsbcn_mmseg.experiments.predictions import draw_predictions
+from wsbcn_mmseg.plotting import plot_predictions
 
 
 @pytest.fixture(scope='module')
@@ -89,16 +87,36 @@ def test_the_comparison_by_command(camvid, tmp_path):
     assert not (other / 'results.jsonl').read_text()
 
 
-def test_a_picture_of_predictions(camvid, root, tmp_path, monkeypatch):
+def pixels(picture, color):
+    return (np.asarray(Image.open(picture).convert('RGB')) == color).all(2).sum()
+
+
+def test_a_picture_of_predictions(camvid, tmp_path):
+    dataset = CamVidDataset('test', str(camvid))
+    (tmp_path / 'predictions').mkdir()
+    with pytest.raises(FileNotFoundError, match='no predictions of images of the data set'):
+        plot_predictions(dataset, tmp_path / 'predictions', tmp_path / 'picture.png')
+    for label in (3, 8):  # road everywhere, then cars
+        for index in range(len(dataset)):
+            name = Path(dataset.get_data_info(index)['img_path']).name
+            Image.new('L', (480, 360), label).save(tmp_path / 'predictions' / name)
+        plot_predictions(dataset, tmp_path / 'predictions', tmp_path / f'{label}.png', count=2)
+    palette = CamVidDataset.METAINFO['palette']
+    assert all(pixels(tmp_path / '3.png', color) > 500 for color in palette)  # the ground truth
+    assert pixels(tmp_path / '3.png', palette[3]) > pixels(tmp_path / '8.png', palette[3]) + 20000
+    assert pixels(tmp_path / '8.png', palette[8]) > pixels(tmp_path / '3.png', palette[8]) + 20000
+
+
+def test_predictions_are_drawn_with_the_images_of_the_runs_config(camvid, root, tmp_path, monkeypatch):
     monkeypatch.setenv('CAMVID_ROOT', str(camvid))
-    config = root / 'configs' / 'camvid' / 'deeplabv3_r18_bcn_ws_camvid.py'
-    cfg = Config.fromfile(config)
-    init_default_scope('mmseg')
-    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'weights.pth')
-    model = load_segmentor(config, tmp_path / 'weights.pth')
-    out = draw_predictions(model, DATASETS.build(cfg.test_dataloader.dataset), tmp_path / 'a' / 'picture.png', count=2)
-    picture = np.asarray(Image.open(out).convert('RGB')).reshape(-1, 3)
-    assert all((picture == color).all(1).sum() > 500 for color in CamVidDataset.METAINFO['palette'])  # of the labels
+    run, arguments = write_log(tmp_path / 'run', [{'loss': 1., 'step': 10}]), ('--predictions', tmp_path, '--count', 1)
+    result = run_tool('plot_run.py', run, *arguments, check=False)
+    assert result.stderr.strip().endswith('holds no config, which names the test images; training writes it')
+    Config.fromfile(root / 'configs' / 'camvid' / 'deeplabv3_r18_bcn_ws_camvid.py').dump(run / 'config.py')
+    monkeypatch.delenv('CAMVID_ROOT')
+    Image.new('L', (480, 360)).save(tmp_path / '1.png')
+    run_tool('plot_run.py', run, *arguments)
+    assert pixels(run / 'predictions.png', CamVidDataset.METAINFO['palette'][0]) > 20000
 
 
 def test_the_comparison_says_what_is_missing(tmp_path):

