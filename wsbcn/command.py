@@ -16,7 +16,7 @@ TOOLS = {  # subcommand: (file in tools/, description)
     'infer': ('infer.py', 'segment your own images'),
     'export': ('export.py', 'write a trained network as ONNX, TorchScript, exported program or plain weights'),
     'convert': ('convert_official_checkpoint.py', "convert a checkpoint of the paper's authors"),
-    'demo': ('demo.py', 'train a small network on synthetic images'),
+    'demo': ('demo.py', 'train a small network on synthetic images or photographs'),
     'check': ('check_installation.py', 'show what is installed, whether it works, and what is missing'),
     'plot': ('plot_run.py', 'plot loss, learning rate and mIoU of trainings'),
     'prepare-voc': ('prepare_voc_aug.py', 'make the augmented training set of PASCAL VOC 2012'),
