@@ -87,6 +87,15 @@ def test_the_comparison_by_command(camvid, tmp_path):
     assert not (other / 'results.jsonl').read_text()
 
 
+def test_a_quick_sweep_of_update_rates_by_command(camvid, tmp_path):
+    run_tool('sweep_update_rate.py', camvid, '--quick', '--methods', 'from scratch', '--factors', 0, .5,
+             '--out', tmp_path / 'sweep')
+    row, = csv.DictReader((tmp_path / 'sweep' / 'sweep.csv').open())  # from scratch, estimates have to move
+    assert (row['method'], row['batch'], row['seeds']) == ('from scratch, 0.5 × learning rate', '1', '1')
+    run = next((tmp_path / 'sweep').glob('*/*.py'))
+    assert Config.fromfile(run).custom_hooks[0] == dict(type='BCNUpdateRateHook', factor=.5)
+
+
 def pixels(picture, color):
     return (np.asarray(Image.open(picture).convert('RGB')) == color).all(2).sum()
 
