@@ -31,20 +31,13 @@ def plot_predictions(dataset: BaseSegDataset | str | Path, predictions: str | Pa
         ValueError: If the data set has no ground truth, or a prediction is no label map.
     """
     dataset = dataset if isinstance(dataset, BaseSegDataset) else _voc_validation(Path(dataset))
-    samples = [dataset.get_data_info(index) for index in range(len(dataset))]
-    files = {sample['img_path']: Path(predictions, f'{Path(sample["img_path"]).stem}.png') for sample in samples}
-    samples = [sample for sample in samples if files[sample['img_path']].is_file()]
-    if not samples:
-        raise FileNotFoundError(f'{predictions} holds no predictions of images of the data set; tools/test.py --out '
-                                'writes them')
-    if 'seg_map_path' not in samples[0]:
-        raise ValueError('the data set has no ground truth to draw next to the predictions')
+    samples = _predicted(dataset, Path(predictions))
     samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
     figure, axes = plt.subplots(len(samples), 3, figsize=(9, 2.5 * len(samples)), layout='constrained', squeeze=False)
     palette, shown = np.array(dataset.metainfo['palette'], np.uint8), set()
-    for row, sample in zip(axes, samples, strict=True):
+    for row, (sample, file) in zip(axes, samples, strict=True):
         truth = LoadAnnotations()(dict(sample))['gt_seg_map']
-        prediction = _label_map(files[sample['img_path']]) - int(dataset.reduce_zero_label)
+        prediction = _label_map(file) - int(dataset.reduce_zero_label)
         shown |= set(np.unique(truth)) | set(np.unique(prediction))
         pictures = Image.open(sample['img_path']), color_labels(truth, palette), color_labels(prediction, palette)
         for axis, picture in zip(row, pictures, strict=True):
@@ -65,6 +58,19 @@ def _voc_validation(root: Path) -> PascalVOCDataset:
         raise FileNotFoundError(f'{listing} does not exist; is {root} a VOC2012 folder?')
     return PascalVOCDataset(str(listing.relative_to(root)), data_root=str(root), test_mode=True,
                             data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
+
+
+def _predicted(dataset: BaseSegDataset, predictions: Path) -> list[tuple[dict, Path]]:
+    """The samples of a data set that have predictions, with the files of these."""
+    samples = [dataset.get_data_info(index) for index in range(len(dataset))]
+    files = [predictions / f'{Path(sample["img_path"]).stem}.png' for sample in samples]
+    found = [(sample, file) for sample, file in zip(samples, files, strict=True) if file.is_file()]
+    if not found:
+        raise FileNotFoundError(f'{predictions} holds no predictions of images of the data set; tools/test.py --out '
+                                'writes them')
+    if 'seg_map_path' not in found[0][0]:
+        raise ValueError('the data set has no ground truth to draw next to the predictions')
+    return found
 
 
 def _label_map(file: Path) -> np.ndarray:
