@@ -9,11 +9,13 @@ from conftest import run_tool
 from made_up_data import CAMVID_COUNTS as COUNTS
 from made_up_data import make_camvid
 from mmengine.config import Config
+from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from test_plots import write_log
 
 from wsbcn_mmseg.datasets import CamVidDataset
-from wsbcn_mmseg.plotting import plot_predictions
+from wsbcn_mmseg.plotting import images_of_run, plot_predictions
+from wsbcn_mmseg.runtime.errors import UsageError
 
 
 @pytest.fixture(scope='module')
@@ -114,6 +116,31 @@ def test_a_picture_of_predictions(camvid, tmp_path):
     assert all(pixels(tmp_path / '3.png', color) > 500 for color in palette)  # the ground truth
     assert pixels(tmp_path / '3.png', palette[3]) > pixels(tmp_path / '8.png', palette[3]) + 20000
     assert pixels(tmp_path / '8.png', palette[8]) > pixels(tmp_path / '3.png', palette[8]) + 20000
+
+
+def test_predictions_that_cannot_be_drawn(camvid, tmp_path):
+    dataset = CamVidDataset('test', str(camvid))
+    with pytest.raises(FileNotFoundError, match='val.txt does not exist; is .* a VOC2012 folder'):
+        plot_predictions(camvid, tmp_path, tmp_path / 'picture.png')
+    name = Path(dataset.get_data_info(0)['img_path']).name
+    Image.new('RGB', (480, 360)).save(tmp_path / name)
+    with pytest.raises(ValueError, match='is an image in color, not a label map'):
+        plot_predictions(dataset, tmp_path, tmp_path / 'picture.png')
+    unlabeled = BaseSegDataset(data_root=str(camvid), data_prefix=dict(img_path='test'), img_suffix='.png',
+                               metainfo=CamVidDataset.METAINFO)
+    with pytest.raises(ValueError, match='no ground truth'):
+        plot_predictions(unlabeled, tmp_path, tmp_path / 'picture.png')
+
+
+@pytest.mark.parametrize('dataset, sentence', [
+    (dict(type='ConcatDataset', datasets=[dict(type='CamVidDataset', split='test')]), 'is a ConcatDataset'),
+    (dict(type='NoDataset'), "type='NoDataset' is not known")])
+def test_images_of_runs_that_are_not_known(dataset, sentence, camvid, tmp_path):
+    if 'datasets' in dataset:
+        dataset['datasets'][0]['data_root'] = str(camvid)
+    Config(dict(default_scope='mmseg', test_dataloader=dict(dataset=dataset))).dump(tmp_path / 'config.py')
+    with pytest.raises(UsageError, match=sentence):
+        images_of_run(tmp_path)
 
 
 def test_predictions_are_drawn_with_the_images_of_the_runs_config(camvid, root, tmp_path, monkeypatch):

@@ -291,6 +291,13 @@ def test_demo_says_which_photographs_are_missing(tmp_path):
     assert re.fullmatch(r'demo.py: .*train.txt does not exist; set CAMVID_ROOT to .*\n', result.stderr)
 
 
+@pytest.mark.parametrize('source', ['--camvid', '--data'])
+def test_demo_does_not_delete_its_images(source, tmp_path):
+    result = run_tool('demo.py', source, tmp_path / 'images', '--out', tmp_path, check=False)
+    assert result.returncode == 2
+    assert 'must not contain the images' in result.stderr
+
+
 def test_demo_ends_with_the_status_of_a_tool_that_fails(tmp_path):
     names = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
     with pytest.raises(SystemExit) as stop:

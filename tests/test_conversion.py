@@ -1,5 +1,7 @@
 """Networks converted in place, and configs rewritten."""
 import copy
+import inspect
+import itertools
 
 import mmcv.cnn
 import pytest
@@ -196,6 +198,16 @@ def test_norms_with_activation():
     assert model(x).min() == 0
 
 
+class ChannelLayerNorm(nn.LayerNorm):
+    """As ConvNeXt's: over the channels of each position."""
+
+    def __init__(self, num_channels, eps=1e-6):
+        super().__init__(num_channels, eps)
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match='does not run on any of the made-up inputs.*pass example_inputs'):
         convert_model(TwoInputs())
@@ -210,8 +222,12 @@ def test_what_is_refused():
         convert_model(Net(), norm='NoNorm')
     with pytest.raises(ValueError, match='convert the module first'):
         convert_model(nn.DataParallel(Net()))
-    with pytest.raises(ValueError, match="preserve=True needs norm='BCN'"):
-        convert_model(Net(), norm='SyncBN', preserve=True)
+    for norm in ('SyncBN', ChannelLayerNorm):
+        with pytest.raises(ValueError, match="preserve=True needs norm='BCN'"):
+            convert_model(Net(), norm=norm, preserve=True)
+    for norm, groups in itertools.product(('GN', 'LN', 'BCN'), (0, -3, '4')):
+        with pytest.raises(ValueError, match='num_groups must be'):
+            convert_model(Net(), norm=dict(type=norm, num_groups=groups))
     whole = nn.BatchNorm2d(32)
     assert convert_model(whole, torch.randn(1, 32, 8, 8)) is whole
     assert type(whole) is BCN
@@ -287,6 +303,8 @@ def test_group_norm_preserves_the_function(norm, affine):
     (nn.InstanceNorm2d(48, affine=True), 'GN', 'no running statistics'),
     (nn.GroupNorm(6, 48), dict(type='GN', num_groups=3), 'other groups'),
     (nn.BatchNorm2d(48), dict(type='GN', affine=False), 'without scale and shift'),
+    pytest.param(nn.BatchNorm2d(48), dict(type='GN', bias=False), 'without scale and shift', marks=pytest.mark.skipif(
+        'bias' not in inspect.signature(nn.GroupNorm).parameters, reason='this torch has no GroupNorm without shift')),
     (BCN(48), 'GN', 'it is a BCN already')])
 def test_norms_whose_function_group_norm_cannot_preserve_are_kept(old, norm, reason):
     model = nn.Sequential(nn.Conv2d(3, 48, 3), old)
@@ -294,6 +312,14 @@ def test_norms_whose_function_group_norm_cannot_preserve_are_kept(old, norm, rea
     assert model[1] is old
     assert reason in report.kept['1']
     assert type(model[0]) is AdaptiveConvWS
+
+
+@pytest.mark.parametrize('norm', ['GN', dict(type='BCN', min_channels_per_group=4)])
+def test_a_norm_that_is_kept_is_not_reported_as_regrouped(norm):
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), BCN(48))
+    report = convert_model(model, torch.randn(1, 3, 3, 3), norm, preserve=True).conversion_report
+    assert report.kept
+    assert not report.regrouped
 
 
 def test_adaptive_convolution():

@@ -62,3 +62,6 @@ def test_runs_are_drawn_by_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(*runs, '--predictions', tmp_path)
     assert 'needs a single run' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(runs[0], '--count', 0)
+    assert "invalid positive value: '0'" in capsys.readouterr().err

@@ -31,6 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--gpus', type=int, help='processes, one per GPU (default: two, on the CPU if there is no GPU)')
     args = parse(parser)
     args.out = args.out or Path('work_dirs', 'demo_camvid' if args.camvid else 'demo')
+    images = args.camvid or args.data
+    if images.resolve().is_relative_to(args.out.resolve()):
+        parser.error(f'the folder {args.out} is replaced, so it must not contain the images in {images}')
     return args
 
 

@@ -4,7 +4,7 @@ runs in one image, as in the paper's Figure 8."""
 import argparse
 from pathlib import Path
 
-from wsbcn.arguments import parse
+from wsbcn.arguments import parse, positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,7 +14,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, help="image to write (default: curves.png in the run's folder; for "
                         'several runs, runs.png in the folder above the first)')
     parser.add_argument('--predictions', type=Path, help='folder written by tools/test.py --out, for one run')
-    parser.add_argument('--count', type=int, default=6, help='number of predictions to draw (default: %(default)s)')
+    parser.add_argument('--count', type=positive, default=6,
+                        help='number of predictions to draw (default: %(default)s)')
     parser.add_argument('--voc-root', type=Path,
                         help="VOC2012 folder of the predicted images (default: the test images of the run's config)")
     args = parse(parser)

@@ -74,8 +74,8 @@ def comparison_parser(description: str, out: Path, seeds: int, default: tuple[st
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--out', type=Path, default=out, help='folder for logs, table and plot')
-    parser.add_argument('--seeds', type=_positive, default=seeds, help='number of seeds per setting')
-    parser.add_argument('--jobs', type=_positive, default=2, help='trainings to run in parallel, with one thread each')
+    parser.add_argument('--seeds', type=positive, default=seeds, help='number of seeds per setting')
+    parser.add_argument('--jobs', type=positive, default=2, help='trainings to run in parallel, with one thread each')
     parser.add_argument('--methods', nargs='+', type=str if choices else method, choices=choices, default=default,
                         metavar='METHOD', help='rows of the table'
                         + ('' if choices else ', any of those in wsbcn_mmseg/experiments/method.py'))
@@ -84,7 +84,8 @@ def comparison_parser(description: str, out: Path, seeds: int, default: tuple[st
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The argument type for a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError

@@ -66,8 +66,8 @@ def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None
             deviation of their kernels in fixed buffers (:class:`~wsbcn_mmseg.layers.AdaptiveConvWS`). The batch
             normalization of BCN gets the scale, shift and running statistics of BatchNorm (also of a frozen one).
             Groups have at least 16 channels by default, and the scale and shift of each group undo the channel
-            normalization on average. With ``norm='GN'``, the scales and shifts of the channels do so. The report has
-            the change of the output. Defaults to False.
+            normalization on average. With ``norm='GN'`` or ``'LN'``, the scale and shift of each channel undo the
+            normalization on average. The report has the change of the output. Defaults to False.
         instance_norm: Whether to also replace InstanceNorm. Defaults to False.
         skip_shared: Whether to skip layers that are registered under several names or run several times in one pass.
             Defaults to False.
@@ -81,8 +81,8 @@ def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None
 
     Raises:
         ConversionError: A ``ValueError``, if the network does not run on made-up images, is compiled or wrapped
-            already, a pattern matches nothing, there is nothing to convert, or the converted network does not run as
-            the old one did. The model is then unchanged.
+            already, a pattern matches nothing, ``norm`` cannot preserve the outputs, there is nothing to convert, or
+            the converted network does not run as the old one did. The model is then unchanged.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
@@ -153,7 +153,7 @@ class Conversion:
             self.norm_class = find_norm(self.cfg['type']) if self.cfg else None
             if preserve:
                 check_preserving(self.norm_class)
-            for name in ('num_groups', 'min_channels_per_group') if self.norm_class is BCN else ():
+            for name in ('num_groups', 'min_channels_per_group'):
                 if self.cfg.get(name) is not None:
                     check_integer(name, self.cfg[name], 1)
             self.selection = Selection(model, include, exclude, preserve, instance_norm, skip_shared, skip_frozen,
@@ -245,6 +245,7 @@ class Conversion:
             built, new = new, self._regrouped(new, old, flow)
             loss = reason_not_to_take_over(new or built, old) if self.preserve else None
             if loss:
+                self.report.regrouped.pop(name, None)
                 self.report.kept[name] = loss
                 return True
             if new is not None:

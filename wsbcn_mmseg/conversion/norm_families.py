@@ -61,7 +61,7 @@ def check_preserving(norm_class: type[nn.Module] | None) -> None:
     Raises:
         ValueError: If it cannot.
     """
-    if norm_class is not None and not issubclass(norm_class, (BCN, nn.GroupNorm, nn.LayerNorm)):
+    if norm_class not in (None, nn.LayerNorm) and not issubclass(norm_class, nn.GroupNorm):  # BCN is a GroupNorm
         raise ValueError(f"preserve=True needs norm='BCN', 'GN', 'LN' or None, got {norm_class.__name__}")
 
 

@@ -127,7 +127,7 @@ def reason_not_to_take_over(new: nn.Module, old: nn.Module) -> str | None:
         return f'it is a BCN already, and a new {type(new).__name__} cannot preserve its function'
     if isinstance(new, BCN):
         return None
-    if not new.affine:
+    if new.weight is None or new.bias is None:
         return 'a GroupNorm without scale and shift cannot preserve its function'
     if isinstance(old, nn.GroupNorm):
         return None if new.num_groups == old.num_groups else 'other groups cannot preserve its function'

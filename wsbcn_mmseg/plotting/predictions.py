@@ -4,12 +4,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.registry import DATASETS
 from PIL import Image
 
+from wsbcn_mmseg.runtime.building import build
 from wsbcn_mmseg.runtime.errors import UsageError
 from wsbcn_mmseg.runtime.launch import load_config
 
@@ -27,23 +27,17 @@ def plot_predictions(dataset: BaseSegDataset | str | Path, predictions: str | Pa
         count: Number of images to show, evenly spaced over those with predictions. Defaults to 6.
 
     Raises:
-        FileNotFoundError: If the folder contains no predictions of images of the data set.
+        FileNotFoundError: If the folder contains no predictions of images of the data set, or VOC2012 is incomplete.
+        ValueError: If the data set has no ground truth, or a prediction is no label map.
     """
-    if not isinstance(dataset, BaseSegDataset):
-        dataset = PascalVOCDataset('ImageSets/Segmentation/val.txt', data_root=str(dataset), test_mode=True,
-                                   data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
-    samples = [dataset.get_data_info(index) for index in range(len(dataset))]
-    files = {sample['img_path']: Path(predictions, f'{Path(sample["img_path"]).stem}.png') for sample in samples}
-    samples = [sample for sample in samples if files[sample['img_path']].is_file()]
-    if not samples:
-        raise FileNotFoundError(f'{predictions} holds no predictions of images of the data set; tools/test.py --out '
-                                'writes them')
+    dataset = dataset if isinstance(dataset, BaseSegDataset) else _voc_validation(Path(dataset))
+    samples = _predicted(dataset, Path(predictions))
     samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
     figure, axes = plt.subplots(len(samples), 3, figsize=(9, 2.5 * len(samples)), layout='constrained', squeeze=False)
     palette, shown = np.array(dataset.metainfo['palette'], np.uint8), set()
-    for row, sample in zip(axes, samples, strict=True):
+    for row, (sample, file) in zip(axes, samples, strict=True):
         truth = LoadAnnotations()(dict(sample))['gt_seg_map']
-        prediction = np.asarray(Image.open(files[sample['img_path']])) - int(dataset.reduce_zero_label)
+        prediction = _label_map(file) - int(dataset.reduce_zero_label)
         shown |= set(np.unique(truth)) | set(np.unique(prediction))
         pictures = Image.open(sample['img_path']), color_labels(truth, palette), color_labels(prediction, palette)
         for axis, picture in zip(row, pictures, strict=True):
@@ -58,11 +52,40 @@ def plot_predictions(dataset: BaseSegDataset | str | Path, predictions: str | Pa
     plt.close(figure)
 
 
+def _voc_validation(root: Path) -> PascalVOCDataset:
+    listing = root / 'ImageSets' / 'Segmentation' / 'val.txt'
+    if not listing.is_file():
+        raise FileNotFoundError(f'{listing} does not exist; is {root} a VOC2012 folder?')
+    return PascalVOCDataset(str(listing.relative_to(root)), data_root=str(root), test_mode=True,
+                            data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
+
+
+def _predicted(dataset: BaseSegDataset, predictions: Path) -> list[tuple[dict, Path]]:
+    """The samples of a data set that have predictions, with the files of these."""
+    samples = [dataset.get_data_info(index) for index in range(len(dataset))]
+    files = [predictions / f'{Path(sample["img_path"]).stem}.png' for sample in samples]
+    found = [(sample, file) for sample, file in zip(samples, files, strict=True) if file.is_file()]
+    if not found:
+        raise FileNotFoundError(f'{predictions} holds no predictions of images of the data set; tools/test.py --out '
+                                'writes them')
+    if 'seg_map_path' not in found[0][0]:
+        raise ValueError('the data set has no ground truth to draw next to the predictions')
+    return found
+
+
+def _label_map(file: Path) -> np.ndarray:
+    labels = np.asarray(Image.open(file))
+    if labels.ndim != 2:
+        raise ValueError(f'{file} is an image in color, not a label map; tools/test.py --out writes label maps')
+    return labels
+
+
 def images_of_run(work_dir: Path) -> BaseSegDataset:
     """The data set of the test images in the config that a run wrote to its folder.
 
     Raises:
-        UsageError: If the folder has no config, or the config has no data for testing.
+        UsageError: If the folder has no config, or the config does not test on one data set for segmentation, or the
+            data set cannot be built.
     """
     configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     if not configs:
@@ -71,7 +94,11 @@ def images_of_run(work_dir: Path) -> BaseSegDataset:
     if not cfg.get('test_dataloader'):
         raise UsageError(f'{configs[-1]} has no test_dataloader, which names the test images')
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    return DATASETS.build(cfg.test_dataloader.dataset)
+    dataset = build(DATASETS, cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    if not isinstance(dataset, BaseSegDataset):
+        raise UsageError(f'test_dataloader.dataset of {configs[-1]} is a {type(dataset).__name__}, but predictions are '
+                         'drawn for one data set for segmentation')
+    return dataset
 
 
 def color_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
