@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import run_tool
 from made_up_data import CAMVID_COUNTS as COUNTS
-from made_up_data import make_camvid
+from made_up_data import make_camvid, make_voc
 from mmengine.config import Config
-from mmseg.datasets import BaseSegDataset
+from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from PIL import Image
 from test_plots import write_log
 
@@ -118,9 +118,20 @@ def test_a_picture_of_predictions(camvid, tmp_path):
     assert pixels(tmp_path / '8.png', palette[8]) > pixels(tmp_path / '3.png', palette[8]) + 20000
 
 
+def test_any_image_of_voc_is_drawn(tmp_path):
+    root = make_voc(tmp_path / 'VOC2012')
+    name = next((root / 'JPEGImages').glob('*.jpg')).stem
+    for listing in (root / 'ImageSets' / 'Segmentation').glob('*.txt'):
+        listing.write_text('')
+    (tmp_path / 'predictions').mkdir()
+    Image.new('L', (96, 64), 5).save(tmp_path / 'predictions' / f'{name}.png')
+    plot_predictions(root, tmp_path / 'predictions', tmp_path / 'picture.png')
+    assert pixels(tmp_path / 'picture.png', PascalVOCDataset.METAINFO['palette'][5]) > 20000
+
+
 def test_predictions_that_cannot_be_drawn(camvid, tmp_path):
     dataset = CamVidDataset('test', str(camvid))
-    with pytest.raises(FileNotFoundError, match='val.txt does not exist; is .* a VOC2012 folder'):
+    with pytest.raises(FileNotFoundError, match='JPEGImages does not exist; is .* a VOC2012 folder'):
         plot_predictions(camvid, tmp_path, tmp_path / 'picture.png')
     name = Path(dataset.get_data_info(0)['img_path']).name
     Image.new('RGB', (480, 360)).save(tmp_path / name)

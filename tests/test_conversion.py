@@ -222,7 +222,7 @@ def test_what_is_refused():
         convert_model(Net(), norm='NoNorm')
     with pytest.raises(ValueError, match='convert the module first'):
         convert_model(nn.DataParallel(Net()))
-    for norm in ('SyncBN', ChannelLayerNorm):
+    for norm in ('SyncBN', ChannelLayerNorm, type('OwnBCN', (BCN, ), {})):
         with pytest.raises(ValueError, match="preserve=True needs norm='BCN'"):
             convert_model(Net(), norm=norm, preserve=True)
     for norm, groups in itertools.product(('GN', 'LN', 'BCN'), (0, -3, '4')):

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from wsbcn.arguments import parse
+from wsbcn.arguments import parse, positive
 from wsbcn.shipped import find_config
 
 TOOLS = Path(__file__).resolve().parent
@@ -28,7 +28,8 @@ def parse_args() -> argparse.Namespace:
                         help='folder for the drawn images (default: %(default)s)')
     parser.add_argument('--out', type=Path, help='folder for the results; an earlier one is replaced (default: '
                         'work_dirs/demo, with --camvid work_dirs/demo_camvid)')
-    parser.add_argument('--gpus', type=int, help='processes, one per GPU (default: two, on the CPU if there is no GPU)')
+    parser.add_argument('--gpus', type=positive,
+                        help='processes, one per GPU (default: two, on the CPU if there is no GPU)')
     args = parse(parser)
     args.out = args.out or Path('work_dirs', 'demo_camvid' if args.camvid else 'demo')
     images = args.camvid or args.data

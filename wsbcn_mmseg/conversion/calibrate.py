@@ -44,8 +44,8 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
         raise ValueError(f'expected a network and images, got {type(model).__name__} and {type(images).__name__}')
     layers = [module for module in model.modules() if isinstance(module, BCN) and _has_estimates(module)]
     if not layers:
-        raise ValueError('the network has no BCN with trained estimates; convert a trained network with preserve=True '
-                         'first')
+        raise ValueError('the network has no BCN with trained estimates; first convert a trained network to BCN, with '
+                         'preserve=True')
     moments: dict[BCN, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with _without_channel_norm(model, moments):
         for inputs in [images] * bool(len(images)) if isinstance(images, Tensor) else images:

@@ -61,7 +61,9 @@ def check_preserving(norm_class: type[nn.Module] | None) -> None:
     Raises:
         ValueError: If it cannot.
     """
-    if norm_class not in (None, nn.LayerNorm) and not issubclass(norm_class, nn.GroupNorm):  # BCN is a GroupNorm
+    if norm_class in (None, BCN, nn.LayerNorm):
+        return
+    if not issubclass(norm_class, nn.GroupNorm) or issubclass(norm_class, BCN):
         raise ValueError(f"preserve=True needs norm='BCN', 'GN', 'LN' or None, got {norm_class.__name__}")
 
 

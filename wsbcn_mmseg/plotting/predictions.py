@@ -21,7 +21,7 @@ def plot_predictions(dataset: BaseSegDataset | str | Path, predictions: str | Pa
     """Draw images, their ground truth and their predictions side by side, with a legend.
 
     Args:
-        dataset: Data set of the images, or a VOC2012 folder, whose validation images are meant.
+        dataset: Data set of the images, or a VOC2012 folder, of which all images are meant.
         predictions: Folder with label PNGs from ``tools/test.py --out``.
         out: Image to write.
         count: Number of images to show, evenly spaced over those with predictions. Defaults to 6.
@@ -30,7 +30,7 @@ def plot_predictions(dataset: BaseSegDataset | str | Path, predictions: str | Pa
         FileNotFoundError: If the folder contains no predictions of images of the data set, or VOC2012 is incomplete.
         ValueError: If the data set has no ground truth, or a prediction is no label map.
     """
-    dataset = dataset if isinstance(dataset, BaseSegDataset) else _voc_validation(Path(dataset))
+    dataset = dataset if isinstance(dataset, BaseSegDataset) else _voc(Path(dataset))
     samples = _predicted(dataset, Path(predictions))
     samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
     figure, axes = plt.subplots(len(samples), 3, figsize=(9, 2.5 * len(samples)), layout='constrained', squeeze=False)
@@ -52,12 +52,11 @@ def plot_predictions(dataset: BaseSegDataset | str | Path, predictions: str | Pa
     plt.close(figure)
 
 
-def _voc_validation(root: Path) -> PascalVOCDataset:
-    listing = root / 'ImageSets' / 'Segmentation' / 'val.txt'
-    if not listing.is_file():
-        raise FileNotFoundError(f'{listing} does not exist; is {root} a VOC2012 folder?')
-    return PascalVOCDataset(str(listing.relative_to(root)), data_root=str(root), test_mode=True,
-                            data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
+def _voc(root: Path) -> BaseSegDataset:
+    if not (root / 'JPEGImages').is_dir():
+        raise FileNotFoundError(f'{root / "JPEGImages"} does not exist; is {root} a VOC2012 folder?')
+    return BaseSegDataset(metainfo=PascalVOCDataset.METAINFO, data_root=str(root), test_mode=True,
+                          data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
 
 
 def _predicted(dataset: BaseSegDataset, predictions: Path) -> list[tuple[dict, Path]]:
