@@ -93,7 +93,7 @@ def test_a_quick_sweep_of_update_rates_by_command(camvid, tmp_path):
     run_tool('sweep_update_rate.py', camvid, '--quick', '--methods', 'from scratch', '--factors', 0, .5,
              '--out', tmp_path / 'sweep')
     row, = csv.DictReader((tmp_path / 'sweep' / 'sweep.csv').open())  # from scratch, estimates have to move
-    assert (row['method'], row['batch'], row['seeds']) == ('from scratch, 0.5 × learning rate', '1', '1')
+    assert (row['method'], row['batch'], row['seeds']) == ('from scratch, r = 0.5 lr', '1', '1')
     run = next((tmp_path / 'sweep').glob('*/*.py'))
     assert Config.fromfile(run).custom_hooks[0] == dict(type='BCNUpdateRateHook', factor=.5)
 

@@ -42,7 +42,7 @@ def training(start: str, factor: float, seed: int, quick: bool) -> Training:
         options = [f'custom_hooks.1.factor={factor:g}'] * bool(factor)
     if quick:
         options += ['train_cfg.max_iters=3']
-    return Training(f'{start}, {factor:g} × learning rate', 1, seed, CONFIGS / f'{name}_camvid.py', tuple(options),
+    return Training(f'{start}, r = {factor:g} lr', 1, seed, CONFIGS / f'{name}_camvid.py', tuple(options),
                     dict(CAMVID_BATCH='1', CAMVID_EPOCHS=str(EPOCHS[start])))
 
 
