@@ -278,8 +278,8 @@ def test_preserve_keeps_the_function():
 
 
 @pytest.mark.parametrize('affine', [True, False])
-@pytest.mark.parametrize('norm', ['GN', 'LN', dict(type='GN', num_groups=4)])
-def test_group_norm_preserves_the_function(norm, affine):
+@pytest.mark.parametrize('norm, groups', [('GN', 3), ('LN', 1), (dict(type='GN', num_groups=4), 4)])
+def test_group_norm_preserves_the_function(norm, groups, affine):
     """On an image with the statistics of BatchNorm, GroupNorm computes the same."""
     model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.BatchNorm2d(48, affine=affine)).double().eval()
     x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
@@ -294,7 +294,7 @@ def test_group_norm_preserves_the_function(norm, affine):
     convert_model(model, x, norm, preserve=True)
     assert type(model[1]) is nn.GroupNorm
     torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)
-    assert model[1].num_groups == {'GN': 3, 'LN': 1}.get(norm if isinstance(norm, str) else '', 4)
+    assert model[1].num_groups == groups
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

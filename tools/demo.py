@@ -66,8 +66,7 @@ def draw_images(folder: Path) -> str:
 def find_photographs(folder: Path) -> str:
     """Return the config that trains on CamVid, or exit if images are missing."""
     from wsbcn_mmseg.datasets import CamVidDataset
-    problem = next(filter(None, (CamVidDataset.missing_files(folder, split) for split in ('train', 'val', 'test'))),
-                   None)
+    problem = CamVidDataset.missing_files(folder)
     if problem:
         sys.exit(f'demo.py: {problem}')
     os.environ.update(CAMVID_ROOT=str(folder.resolve()), CAMVID_EPOCHS='20')

@@ -19,7 +19,6 @@ ROWS = {'frozen BN': ('frozen_bn', 1), 'GN+WS': ('gn_ws', 1), 'BCN': ('bcn', 1),
         'BCN+WS, updated': ('bcn_ws_updated', 1), 'BN': ('bn', 1),
         'BN, 8 images': ('bn', 8)}  # config and images per update
 LEARNING_RATES = (.005, .01, .02)
-SPLITS = ('train', 'val', 'test')
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,8 +63,7 @@ def train(trainings: list[Training], args: argparse.Namespace) -> list[dict]:
 
 
 def main(args: argparse.Namespace) -> None:
-    problem = missing_packages() or next(
-        filter(None, (CamVidDataset.missing_files(args.camvid_root, split) for split in SPLITS)), None)
+    problem = missing_packages() or CamVidDataset.missing_files(args.camvid_root)
     if problem:
         sys.exit(f'finetune_camvid.py: {problem}')
     os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())

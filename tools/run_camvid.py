@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / '_base_' / 'camvid_deeplabv3_r18.py'
 DEFAULT = ('GN', 'GN+WS', 'BCN', 'BCN+WS', 'BCN+WS, Algorithm 1', 'BN', 'SN', 'EvoNorm-S0', 'FRN+TLU')
 EPOCHS = {8: 6, 1: 4}  # by images per update
-SPLITS = ('train', 'val', 'test')
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +41,7 @@ def training(name: str, batch: int, seed: int, quick: bool) -> Training:
 
 
 def main(args: argparse.Namespace) -> None:
-    problem = next(filter(None, (CamVidDataset.missing_files(args.camvid_root, split) for split in SPLITS)), None)
+    problem = CamVidDataset.missing_files(args.camvid_root)
     if problem:
         sys.exit(f'run_camvid.py: {problem}')
     os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())

@@ -14,7 +14,6 @@ from wsbcn.arguments import comparison_parser, parse
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'camvid'
 EPOCHS = {'from scratch': 4, 'fine-tuning': 8}
-SPLITS = ('train', 'val', 'test')
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +46,7 @@ def training(start: str, factor: float, seed: int, quick: bool) -> Training:
 
 
 def main(args: argparse.Namespace) -> None:
-    problem = next(filter(None, (CamVidDataset.missing_files(args.camvid_root, split) for split in SPLITS)), None)
+    problem = CamVidDataset.missing_files(args.camvid_root)
     if problem or 'fine-tuning' in args.methods and (problem := missing_packages()):
         sys.exit(f'sweep_update_rate.py: {problem}')
     os.environ['CAMVID_ROOT'] = str(args.camvid_root.resolve())

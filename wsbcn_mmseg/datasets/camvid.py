@@ -49,19 +49,14 @@ class CamVidDataset(BaseSegDataset):
         return {**(super().get_label_map(new_classes) or {}), VOID: IGNORED}
 
     @staticmethod
-    def missing_files(data_root: str | Path, split: str) -> str | None:
-        """A message that names the missing files of a split in ``data_root``; None if it is complete."""
-        root = Path(data_root)
-        listing = root / f'{split}.txt'
-        if not listing.is_file():
-            return f'{listing} does not exist; set CAMVID_ROOT to {SOURCE}'
-        names = _names(listing)
-        files = [root / folder / name for name in names for folder in (split, f'{split}annot')]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            return (f'{len(missing)} of the {len(files)} files that {listing} lists are missing, the first is '
-                    f'{missing[0]}; take {SOURCE} as it is')
-        return None if names else f'{listing} lists no images; take {SOURCE} as it is'
+    def missing_files(data_root: str | Path, *splits: str) -> str | None:
+        """A message that names missing files in ``data_root``; None if it is complete.
+
+        Args:
+            data_root: See the class.
+            splits: Splits to look at. Defaults to all.
+        """
+        return next(filter(None, (_missing_files(Path(data_root), split) for split in splits or SPLITS)), None)
 
     def load_data_list(self) -> list[dict]:
         problem = self.missing_files(self.data_root, self.split)
@@ -76,3 +71,16 @@ class CamVidDataset(BaseSegDataset):
 def _names(listing: Path) -> list[str]:
     """File names in a list of the tutorial. Each line has two paths on its authors' computer."""
     return [Path(line.split()[0]).name for line in listing.read_text().splitlines() if line.strip()]
+
+
+def _missing_files(root: Path, split: str) -> str | None:
+    listing = root / f'{split}.txt'
+    if not listing.is_file():
+        return f'{listing} does not exist; set CAMVID_ROOT to {SOURCE}'
+    names = _names(listing)
+    files = [root / folder / name for name in names for folder in (split, f'{split}annot')]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        return (f'{len(missing)} of the {len(files)} files that {listing} lists are missing, the first is '
+                f'{missing[0]}; take {SOURCE} as it is')
+    return None if names else f'{listing} lists no images; take {SOURCE} as it is'
