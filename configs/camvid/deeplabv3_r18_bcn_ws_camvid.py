@@ -5,3 +5,4 @@ conv_cfg = dict(type='ConvWS')
 model = dict(
     backbone=dict(norm_cfg=norm_cfg, conv_cfg=conv_cfg), decode_head=dict(norm_cfg=norm_cfg, conv_cfg=conv_cfg))
 custom_hooks = [dict(type='BCNUpdateRateHook'), dict(type='SyncNormStatisticsHook')]
+train_cfg = dict(val_interval=max(1, _base_.max_iters // 4))  # four points of the curve
