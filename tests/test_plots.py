@@ -7,7 +7,7 @@ from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
-from wsbcn_mmseg.plotting import plot_runs
+from wsbcn_mmseg.plotting import plot_curves, plot_runs
 
 
 def write_log(work_dir, lines):
@@ -46,6 +46,16 @@ def test_several_runs_in_one_picture(tmp_path, monkeypatch):
     assert drawn[1][1] == ('mIoU (%)', 'Iteration', {str(segmentor): [[10, 30]], str(other): [[10, 40]]})
     with pytest.raises(ValueError, match='no number of validation that all of them have'):
         plot_runs([runs[0], segmentor], tmp_path / 'runs.png')
+
+
+def test_curves_start_at_zero_with_room_at_the_top(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, out, **_: limits.extend(a.get_ylim() for a in figure.axes))
+    lines = [{'loss': .50, 'lr': .1, 'step': 1}, {'loss': .49, 'lr': .1, 'step': 2}, {'mIoU': 40., 'step': 2}]
+    plot_curves(write_log(tmp_path, lines), tmp_path / 'curves.png')
+    for (bottom, top), highest in zip(limits, (.5, .1, 40), strict=True):
+        assert bottom == 0
+        assert 1.02 * highest < top < 1.2 * highest
 
 
 def test_runs_are_drawn_by_command(tmp_path, monkeypatch, capsys):

@@ -34,6 +34,7 @@ def plot_curves(work_dir: str | Path, out: str | Path) -> None:
         axis.plot(*zip(*points, strict=True) if points else ((), ()), marker='o' if key == 'mIoU' else None,
                   color='#0072B2')
         axis.set(title=title, xlabel='Iteration')
+        axis.update_datalim([(0, 0)], updatex=False)  # so that the margin at the top is a share of the whole axis
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     figure.savefig(out, dpi=120)
