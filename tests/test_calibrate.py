@@ -1,8 +1,10 @@
 """The calibrated start: channel normalization set from unlabeled images."""
 import copy
+import runpy
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from wsbcn_mmseg import convert_model
@@ -89,3 +91,26 @@ def test_several_calls_count_every_image_alike():
 def test_a_network_without_trained_estimates_is_refused():
     with pytest.raises(ValueError, match='preserve=True'):
         calibrate(nn.Sequential(nn.Conv2d(3, 8, 3), BCN(8)), torch.zeros(1, 3, 8, 8))
+
+
+class Pyramid(nn.Sequential):
+    """Returns a list of feature maps, as a backbone does."""
+
+    def forward(self, x):
+        return [super().forward(x)]
+
+
+def test_the_measured_change_of_features():
+    """tools/conversion_error.py: calibration brings the features closer to those with BN."""
+    tool = runpy.run_path(str(ROOT / 'tools' / 'conversion_error.py'))
+    backbone = Pyramid(*trained_network())
+    data = [2 * images(1) + 1 for _ in range(20)]  # not as in training
+    rows = tool['rows'](backbone, data[:10], data[10:])
+    assert [row['method'] for row in rows] == ['GN+WS', 'BCN+WS', 'BCN+WS', 'BCN+WS']
+    assert rows[0]['calibrated_error'] is None
+    for row in rows[1:]:
+        assert 0 < row['calibrated_error'] < row['error'] < 1
+        assert 1 > row['calibrated_correlation'] > row['correlation'] > 0
+    features = tool['features'](backbone, data)
+    assert tool['compare'](features, features) == pytest.approx((0, 1))
+    assert tool['compare'](-2 * features, features) == pytest.approx((3, -1))
