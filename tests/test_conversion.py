@@ -301,12 +301,13 @@ def test_group_norm_preserves_the_function(norm, groups, affine):
 @pytest.mark.parametrize('old, norm, reason', [
     (nn.BatchNorm2d(48, track_running_stats=False), 'GN', 'no running statistics'),
     (nn.InstanceNorm2d(48, affine=True), 'GN', 'no running statistics'),
+    (nn.BatchNorm2d(48, track_running_stats=False), 'BCN', 'no running statistics'),
     (nn.GroupNorm(6, 48), dict(type='GN', num_groups=3), 'other groups'),
     (nn.BatchNorm2d(48), dict(type='GN', affine=False), 'without scale and shift'),
     pytest.param(nn.BatchNorm2d(48), dict(type='GN', bias=False), 'without scale and shift', marks=pytest.mark.skipif(
         'bias' not in inspect.signature(nn.GroupNorm).parameters, reason='this torch has no GroupNorm without shift')),
     (BCN(48), 'GN', 'it is a BCN already')])
-def test_norms_whose_function_group_norm_cannot_preserve_are_kept(old, norm, reason):
+def test_norms_whose_function_cannot_be_preserved_are_kept(old, norm, reason):
     model = nn.Sequential(nn.Conv2d(3, 48, 3), old)
     report = convert_model(model, torch.randn(1, 3, 8, 8), norm, preserve=True, instance_norm=True).conversion_report
     assert model[1] is old

@@ -21,6 +21,8 @@ EMA = "custom_hooks = [dict(type='EMAHook')]"
 CLASSES = "model['decode_head']['num_classes'] = model['auxiliary_head'][0]['num_classes'] = 5\n"
 GN = "for part in (model['backbone'], model['decode_head'], model['auxiliary_head'][0]):\n" \
     "    part['norm_cfg'] = dict(type='GN', num_groups={})\n"
+RECIPE = "model.update(type='ConvertedModel', conversion=dict(type='EncoderDecoder', include=['backbone'], " \
+    "preserve=True, norm=dict(type='BCN', num_groups=1)))\n"
 
 
 @pytest.fixture
@@ -78,6 +80,13 @@ CASES = {
     'WS in the network': (WS, '', None, 'was trained without Weight Standardization, which this network has (in '
                           'backbone, decode_head, auxiliary_head)', 'was trained without Weight Standardization'),
     'WS in both': (WS, WS, None, None, None),
+    'converted in both': (RECIPE, RECIPE, None, None, None),
+    'other groups, converted in both': (GN.format(4) + RECIPE, GN.format(4) + RECIPE, None, None, None),
+    'converted in the file': ('', RECIPE, None, 'and was trained with Weight Standardization, which this network does '
+                              'not have (in backbone)', 'was trained with Weight Standardization'),
+    'converted in the network': (RECIPE, '', None, 'and was trained without Weight Standardization, which this network '
+                                 'has (in backbone)', 'was trained without the conversion of this config; to convert '
+                                 'its network, set model.conversion.checkpoint'),
     'other groups': (GN.format(2), GN.format(4), None,
                      'was trained with 4 groups per GroupNorm, where this network has 2', 'was trained with 4 groups'),
     'NaN': ('', '', put('backbone.conv1.weight', float('nan')), 'holds NaN or infinity in 1 tensors '
@@ -196,6 +205,32 @@ def test_conversion_of_weights_without_ws(config, tmp_path):
     torch.testing.assert_close(state['backbone.conv1.kernel_mean'], kernel.mean((1, 2, 3), keepdim=True))
 
 
+@pytest.mark.fault('Other checkpoint', '`--resume` in a work folder of another network',
+                   'An error that names the checkpoint and the difference')
+@pytest.mark.parametrize(('before', 'after', 'sentence'), [
+    (GN.format(2), GN.format(2) + WS, 'was trained without Weight Standardization'),
+    (GN.format(2), GN.format(4), 'was trained with 2 groups per GroupNorm'),
+    (RECIPE, '', 'was trained with Weight Standardization'), (RECIPE, RECIPE, None)])
+def test_a_training_resumes_in_the_same_network(before, after, sentence, config, tmp_path):
+    work_dir = ['--work-dir', tmp_path / 'run', '--cfg-options']
+    assert run('train.py', config(before), *work_dir, 'train_cfg.max_iters=1')[0] is None
+    code, _ = run('train.py', config(after), '--resume', *work_dir, 'train_cfg.max_iters=2')
+    assert (code is None) == (sentence is None), code
+    assert sentence is None or f'{tmp_path / "run" / "iter_1.pth"} ' in code and sentence in code and '\n' not in code
+
+
+def test_weights_for_a_conversion_are_judged(config, tmp_path):
+    for name, of_file, sentence in (('x.pth', '', None), ('y.pth', RECIPE, 'was trained with Weight Standardization'),
+                                    ('nosuch.pth', None, 'does not exist')):
+        checkpoint = tmp_path / name
+        if of_file is not None:
+            write_checkpoint(checkpoint, config(of_file))
+        weights = f"model['conversion']['checkpoint'] = {str(checkpoint)!r}"
+        code, _ = run('train.py', config(RECIPE + weights), '--check')
+        assert (code is None) == (sentence is None), code
+        assert sentence is None or f'{checkpoint} ' in code and sentence in code
+
+
 HOSTILE = """
 model = dict(backbone=dict(conv_cfg=dict(type='ConvWS')), decode_head=open({0!r}, 'w'),
              neck=__import__('os').mkdir({0!r}))
@@ -219,10 +254,14 @@ def test_configs_that_say_nothing_are_passed_over(text):
 
 
 def test_what_a_converted_model_says():
+    default = dict(ws=True, include=[], exclude=[])
+
     def standardized(**conversion):
         model = dict(type='ConvertedModel', backbone=dict(norm_cfg=dict(type='BN')),
-                     conversion=dict(dict(ws=True, include=[], exclude=[]), **conversion))
+                     conversion=dict(default, **conversion))
         return saved_settings(dict(meta=dict(cfg=Config(dict(model=model)).pretty_text)))['backbone'].standardized
+    assert standardized() is True
+    del default['ws']  # the default of convert_model
     assert standardized() is True
     assert standardized(ws=False) is False
     assert standardized(exclude=['backbone']) is False

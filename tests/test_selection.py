@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import free_port, run_command
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from PIL import Image
@@ -16,6 +17,7 @@ from wsbcn_mmseg.datasets import CIFAR10Images
 from wsbcn_mmseg.experiments.comparison import Training
 from wsbcn_mmseg.experiments.selection import best_settings, setting_rows, setting_table
 from wsbcn_mmseg.hooks import CalibrateHook, NormEvalHook
+from wsbcn_mmseg.runtime.errors import UsageError
 
 
 def results_of(scores: dict) -> tuple[dict, list[dict]]:
@@ -70,7 +72,8 @@ def runner():
     convert_model(model, torch.zeros(1, 3, 16, 16), preserve=True)
     dataset = [dict(inputs=torch.randn(3, 16, 16)) for _ in range(5)]
     loader = SimpleNamespace(dataset=dataset, collate_fn=lambda samples: dict(inputs=[s['inputs'] for s in samples]))
-    return SimpleNamespace(model=model, train_dataloader=loader, iter=0, logger=logging.getLogger())
+    return SimpleNamespace(model=model, train_dataloader=loader, iter=0, _load_from=None,
+                           logger=logging.getLogger())
 
 
 def test_the_hook_calibrates_once_before_training(runner):
@@ -82,8 +85,50 @@ def test_the_hook_calibrates_once_before_training(runner):
     runner.train_dataloader.dataset[:] = [dict(inputs=torch.zeros(3, 16, 16))] * 5
     CalibrateHook().before_train(runner)
     assert runner.model.backbone[1].weight.equal(after)
+    runner.iter, runner._load_from = 0, 'x.pth'  # as trained
+    CalibrateHook().before_train(runner)
+    assert runner.model.backbone[1].weight.equal(after)
     with pytest.raises(ValueError, match='at least 1, got 0'):
         CalibrateHook(num_images=0)
+
+
+def test_weights_that_were_not_loaded_are_a_sentence(runner):
+    runner.model = convert_model(Segmentor(), torch.zeros(1, 3, 16, 16), preserve=True)
+    with pytest.raises(UsageError, match='^CalibrateHook: the network has no BCN with trained estimates; load the '):
+        CalibrateHook().before_train(runner)
+
+
+CALIBRATION = '''
+import torch, torch.distributed as dist, types, logging
+from torch import nn
+from wsbcn_mmseg import convert_model
+from wsbcn_mmseg.hooks import CalibrateHook
+
+dist.init_process_group('gloo')
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)).train()
+model(torch.rand(4, 3, 16, 16))
+convert_model(model, torch.zeros(1, 3, 16, 16), preserve=True)
+model.data_preprocessor = lambda batch: batch
+forward, model.forward = model.forward, lambda inputs, mode: forward(inputs)
+torch.manual_seed(dist.get_rank())  # as diff_rank_seed=True
+images = [torch.rand(3, 16, 16) for _ in range(3)]
+loader = types.SimpleNamespace(dataset=images, collate_fn=lambda images: dict(inputs=torch.stack(images)))
+runner = types.SimpleNamespace(model=model, train_dataloader=loader, iter=0, _load_from=None,
+                               logger=logging.getLogger())
+CalibrateHook().before_train(runner)
+print(dist.get_rank(), images[0].sum().item(), model[1].weight.sum().item(), model[1].bias.sum().item())
+dist.destroy_process_group()
+'''
+
+
+def test_all_processes_calibrate_alike(tmp_path):
+    script = tmp_path / 'calibration.py'
+    script.write_text(CALIBRATION)
+    output = run_command('torchrun', '--nproc_per_node=2', f'--master_port={free_port()}', script).stdout
+    (_, images, *values), (_, other_images, *other_values) = (line.split() for line in sorted(output.splitlines()))
+    assert images != other_images
+    assert values == other_values
 
 
 def test_the_hook_fixes_the_statistics_of_the_named_parts(runner):

@@ -44,8 +44,8 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
         raise ValueError(f'expected a network and images, got {type(model).__name__} and {type(images).__name__}')
     layers = [module for module in model.modules() if isinstance(module, BCN) and _has_estimates(module)]
     if not layers:
-        raise ValueError('the network has no BCN with trained estimates; first convert a trained network to BCN, with '
-                         'preserve=True')
+        raise ValueError('the network has no BCN with trained estimates; load the weights of a network that was '
+                         'trained with BatchNorm, then convert it to BCN with preserve=True, then calibrate it')
     moments: dict[BCN, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with _without_channel_norm(model, moments):
         for inputs in [images] * bool(len(images)) if isinstance(images, Tensor) else images:
@@ -90,6 +90,9 @@ def _without_channel_norm(model: nn.Module, moments: dict[BCN, list]) -> Iterato
 
 def _batch_norm(layer: BCN, values: list, x: Tensor) -> Tensor:
     bn = layer.bn
+    if x.dim() < 2 or x.size(1) != layer.num_channels:
+        raise ValueError(f'a BCN for {layer.num_channels} channels got a tensor of shape {tuple(x.shape)}; each input '
+                         'of the network needs a batch dimension, such as (N, C, H, W)')
     y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=layer.eps)
     groups = y.float().reshape(len(x), layer.num_groups, -1)
     var, mean = torch.var_mean(groups, 2, correction=0)

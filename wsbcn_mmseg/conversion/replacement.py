@@ -84,16 +84,15 @@ def take_over(new: BCN, old: nn.Module) -> None:
         return
     new.weight.copy_((groups[0].square().mean(1) + groups[1].var(1, unbiased=False)).sqrt())
     eps = eps_of(old)
-    if old.running_mean is not None and eps != new.eps:  # BCN requires eps above 0
+    if eps != new.eps:  # BCN requires eps above 0
         var = old.running_var.to(**EXACT)
         scale = scale * ((var + new.eps) / (var + eps)).sqrt()
     new.bn.weight.copy_(scale)
     new.bn.bias.copy_(shift)
-    if old.running_mean is not None:
-        new.bn.running_mean.copy_(old.running_mean)
-        new.bn.running_var.copy_(old.running_var)
-        if getattr(old, 'num_batches_tracked', None) is not None:
-            new.bn.num_batches_tracked.copy_(old.num_batches_tracked)
+    new.bn.running_mean.copy_(old.running_mean)
+    new.bn.running_var.copy_(old.running_var)
+    if getattr(old, 'num_batches_tracked', None) is not None:
+        new.bn.num_batches_tracked.copy_(old.num_batches_tracked)
 
 
 @torch.no_grad()
@@ -125,14 +124,13 @@ def reason_not_to_take_over(new: nn.Module, old: nn.Module) -> str | None:
     """Why ``new``, a BCN or GroupNorm, cannot take over the function of ``old``; None if it can."""
     if isinstance(old, BCN):
         return f'it is a BCN already, and a new {type(new).__name__} cannot preserve its function'
-    if isinstance(new, BCN):
-        return None
-    if new.weight is None or new.bias is None:
+    if not isinstance(new, BCN) and (new.weight is None or new.bias is None):
         return 'a GroupNorm without scale and shift cannot preserve its function'
     if isinstance(old, nn.GroupNorm):
-        return None if new.num_groups == old.num_groups else 'other groups cannot preserve its function'
-    return None if old.running_mean is not None else ('it has no running statistics, without which a GroupNorm cannot '
-                                                      'preserve its function')
+        return None if isinstance(new, BCN) or new.num_groups == old.num_groups else \
+            'other groups cannot preserve its function'
+    return None if old.running_mean is not None else (f'it has no running statistics, without which a '
+                                                      f'{type(new).__name__} cannot preserve its function')
 
 
 def standardize(conv: nn.Module, adaptive: bool = False) -> None:

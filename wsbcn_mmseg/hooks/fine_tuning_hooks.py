@@ -1,20 +1,23 @@
 """Hooks for fine-tuning networks that were trained with BatchNorm."""
 from collections.abc import Iterable
 
+from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsbcn_mmseg.conversion.calibrate import calibrate
+from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.ops.arguments import check_integer
+from wsbcn_mmseg.runtime.errors import UsageError
 
 
 @HOOKS.register_module()
 class CalibrateHook(Hook):
     """Before training, set the channel normalization of converted layers from a few training images; see
-    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. The hook does nothing when a training is
-    resumed.
+    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. All processes use the values of the first. The hook does nothing
+    if a training is resumed or starts from a checkpoint (``load_from``), which has trained values already.
 
     Args:
         num_images: Number of images to use. Defaults to 10.
@@ -26,12 +29,23 @@ class CalibrateHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
             return
+        if runner._load_from:
+            runner.logger.info('CalibrateHook: nothing is set; the channel normalization is that of '
+                               f'{runner._load_from}')
+            return
         dataset, collate = runner.train_dataloader.dataset, runner.train_dataloader.collate_fn
         step = max(1, len(dataset) // self.num_images)
         model = getattr(runner.model, 'module', runner.model)
         batches = (model.data_preprocessor(collate([dataset[index]]))
                    for index in range(0, min(len(dataset), step * self.num_images), step))
-        count = calibrate(model, (dict(inputs=batch['inputs'], mode='tensor') for batch in batches))
+        try:
+            count = calibrate(model, (dict(inputs=batch['inputs'], mode='tensor') for batch in batches))
+        except ValueError as error:
+            raise UsageError(f'CalibrateHook: {error}') from error
+        for layer in model.modules():
+            if isinstance(layer, BCN):  # computed or drawn in another way, images differ between processes
+                broadcast(layer.weight.data)
+                broadcast(layer.bias.data)
         runner.logger.info(f'CalibrateHook: {count} BCN layers set from {self.num_images} images')
 
 

@@ -70,6 +70,11 @@ class Fit:
                            f'{len(self.shapes) - len(new)} come from {self.source}')
         return remarks
 
+    @property
+    def number_of_other_names(self) -> int:
+        """How many tensors only the network or only the file has."""
+        return len(self.missing) + len(self.unexpected)
+
     def _raise_if(self, reasons: list[str]) -> None:
         if reasons:
             raise CheckpointError(f'{self.source} {", and ".join(reasons)}')

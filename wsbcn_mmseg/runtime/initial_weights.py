@@ -9,11 +9,13 @@ from torch import nn
 
 from .building import build_network
 from .checkpoint import read_weights
+from .errors import CheckpointError
 from .fit import load_file
 
 
 def compare_initial_weights(cfg: Config, network: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Comparisons of a network with the files of ``load_from`` and of the ``init_cfg`` of each part.
+    """Comparisons of a network with the files of ``load_from`` (also if resumed), of the ``init_cfg`` of each part, and
+    of a conversion.
 
     Args:
         cfg: Config of the training.
@@ -22,16 +24,32 @@ def compare_initial_weights(cfg: Config, network: nn.Module) -> Iterator[Callabl
     Yields:
         Functions that return sentences for the user, or raise a UsageError if the file does not fit.
     """
-    conversion = cfg.model.get('conversion') or {}
-    converted, load_from = bool(conversion), cfg.get('load_from')
-    if conversion.get('preserve'):  # weights are loaded before the conversion
-        network = build_network({**{name: value for name, value in cfg.model.items() if name != 'conversion'},
-                                 'type': conversion['type']})
-        converted, load_from = False, conversion.get('checkpoint')
-    for name, part in network.named_modules():
+    conversion, load_from = cfg.model.get('conversion') or {}, cfg.get('load_from')
+    if cfg.get('resume'):  # all weights come from the checkpoint
+        yield lambda: load_file(network, load_from).require_all() or []
+        return
+    original, converted = network, bool(conversion)
+    if conversion.get('preserve'):  # weights are loaded before the conversion, except those of load_from
+        original = build_network({**{name: value for name, value in cfg.model.items() if name != 'conversion'},
+                                  'type': conversion['type']})
+        converted, checkpoint = False, conversion.get('checkpoint')
+        if checkpoint:
+            yield lambda: load_file(original, checkpoint).require_most()
+    for name, part in original.named_modules():
         yield from (_comparison(part, init_cfg, name, converted) for init_cfg in _pretrained(part))
-    if load_from:
+    if load_from and original is not network:
+        yield lambda: _start_after_conversion(network, original, load_from)
+    elif load_from:
         yield lambda: load_file(network, load_from).require_most(converted)
+
+
+def _start_after_conversion(network: nn.Module, original: nn.Module, path: str) -> list[str]:
+    """Remarks on a checkpoint that is loaded into a converted network, whose norms and kernels it must have."""
+    fit = load_file(network, path)
+    if load_file(original, path).number_of_other_names < fit.number_of_other_names:
+        raise CheckpointError(f'{path} was trained without the conversion of this config; to convert its network, set '
+                              'model.conversion.checkpoint instead of load_from')
+    return fit.require_most()
 
 
 def _pretrained(part: nn.Module) -> list[dict]:

@@ -89,8 +89,11 @@ def _settings(name: str, part: dict | list, conversion: dict) -> PartSettings:
     convs = [_type(inner['conv_cfg']) for inner in dicts if 'conv_cfg' in inner]
     norms = [inner['norm_cfg'] for inner in dicts if isinstance(inner.get('norm_cfg'), dict)]
     standardized = any(conv.startswith('ConvWS') for conv in convs) if convs or norms else None
-    if conversion.get('ws') is True:
-        standardized = standardized or _is_selected(name, conversion)
+    covered = _is_selected(name, conversion) if conversion else False
+    if conversion.get('ws', True) is True and covered is not False:
+        standardized = standardized or covered
+    if conversion.get('norm', 'BCN') is not None and covered is not False:
+        norms = []  # replaced, unless the conversion kept them
     groups = {norm.get('num_groups') for norm in norms if _type(norm) in ('GN', 'GroupNorm')}
     return PartSettings(standardized, {count for count in groups if isinstance(count, int)})
 

@@ -70,8 +70,8 @@ def check_training(cfg: Config, faults: Faults, effort: Effort) -> list[str]:
     if network is not None:
         with faults:
             _check_optimizer(cfg, network)
-        for compare in compare_initial_weights(cfg, network) if not cfg.get('resume') else ():
-            with faults, quietly():  # a resumed training takes all weights from the checkpoint
+        for compare in compare_initial_weights(cfg, network):
+            with faults, quietly():
                 remarks += compare()
     return list(dict.fromkeys(remarks))
 
