@@ -71,6 +71,8 @@ SETTINGS = {
     'no such list': ("dataset['ann_file'] = 'trian.txt'", 'trian.txt does not exist'),
     'no such class list': ("dataset['metainfo'] = dict(classes='nowhere.txt')",
                            'the class list nowhere.txt of train_dataloader.dataset does not exist'),
+    'no updates': ("train_cfg['max_iters'] = 0", 'train_cfg.max_iters is 0; it must be at least 1'),
+    'no images': ("train_dataloader['batch_size'] = -1", 'train_dataloader.batch_size is -1; it must be at least 1'),
     'class twice': ("dataset['metainfo'] = dict(classes=('tree', 'ground', 'tree'))", "names 'tree' twice"),
 }
 

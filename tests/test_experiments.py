@@ -4,6 +4,7 @@ import json
 import math
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,14 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from wsbcn_mmseg.datasets.cifar_images import CIFAR10Images
-from wsbcn_mmseg.experiments.comparison import Comparison, Training, TrainingsFailed, comparison_table, summarize
+from wsbcn_mmseg.experiments.comparison import (
+    Comparison,
+    Training,
+    TrainingsFailed,
+    comparison_table,
+    config_digest,
+    summarize,
+)
 from wsbcn_mmseg.experiments.figure_5 import FixedStatisticsNorm, four_layer_network
 from wsbcn_mmseg.experiments.figures_4_and_6 import FIGURE_4, watched_training
 from wsbcn_mmseg.experiments.method import methods
@@ -76,6 +84,38 @@ def test_a_comparison_reports_resumes_and_takes_over_results(root, tmp_path):
     assert comparison(root, tmp_path / 'other', *trainings(root), reuse=out / 'results.jsonl').run() == table
 
 
+def test_a_result_is_reused_only_for_the_same_settings_of_the_config(tmp_path, monkeypatch):
+    config = tmp_path / 'config.py'
+
+    def training(**environment):
+        config_digest.cache_clear()  # as in a new process
+        return Training('GN', 1, 0, config, environment=environment)
+
+    text = "data_root = '{{$SOME_ROOT:data}}'\nlr = 0.1\nepochs = int('{{$EPOCHS:1}}')\n"
+    config.write_text(text)
+    row = dict(settings=json.loads(json.dumps(training().settings())))
+    config.write_text(f'# a comment\n{text}')
+    monkeypatch.setenv('SOME_ROOT', '/elsewhere')
+    assert training().is_that_of(row)
+    assert not training(EPOCHS='2').is_that_of(row)
+    config.write_text(text.replace('0.1', '0.2'))
+    assert not training().is_that_of(row)
+    del row['settings']['config_digest']  # recorded by an earlier version
+    assert training().is_that_of(row)
+    assert not training(EPOCHS='2').is_that_of(row)
+
+
+@pytest.mark.parametrize('content, message', [(None, 'x.jsonl does not exist'), ('method,seed\n', 'has no results of')])
+def test_a_file_to_reuse_has_results(content, message, tmp_path):
+    file = tmp_path / 'x.jsonl'
+    if content:
+        file.write_text(content)
+    result = run_tool('run_camvid.py', tmp_path, '--reuse', file, check=False)
+    assert result.returncode == 2
+    assert f'argument --reuse: {file} ' in result.stderr
+    assert message in result.stderr
+
+
 def test_a_failed_training_fails_the_comparison_with_its_reason(root, tmp_path):
     broken = Training('broken', 1, 0, root / 'configs' / 'no.py')
     out = tmp_path / 'digits'
@@ -83,6 +123,24 @@ def test_a_failed_training_fails_the_comparison_with_its_reason(root, tmp_path):
         comparison(root, out, broken).run()
     assert '| broken | failed |' in (out / 'digits.md').read_text()
     assert not (out / 'results.jsonl').read_text()
+
+
+def test_fine_tuning_names_the_reason_if_all_trainings_fail(monkeypatch, tmp_path):
+    monkeypatch.setattr('sys.argv', ['finetune_camvid.py', str(tmp_path), '--out', str(tmp_path), '--epochs', '8'])
+    tool = runpy.run_path(str(ROOT / 'tools' / 'finetune_camvid.py'))
+    fine_tune = tool['main']
+    fine_tune.__globals__.update(
+        missing_packages=lambda: None, prepare_weights=lambda out: out,
+        CamVidDataset=SimpleNamespace(missing_files=lambda root: None),
+        train=lambda trainings, args: [dict(method=training.method, batch=1, seed=0, score=None, reason='no memory')
+                                       for training in trainings])
+    monkeypatch.setenv('CAMVID_ROOT', '')  # set by the tool, and taken back at the end
+    monkeypatch.setenv('WEIGHTS', '')
+    with pytest.raises(SystemExit, match='trainings failed, the first is frozen BN.*: no memory'):
+        fine_tune(tool['parse_args']())
+    monkeypatch.setattr('sys.argv', ['finetune_camvid.py', str(tmp_path), '--epochs', '0'])
+    with pytest.raises(SystemExit, match='2'):
+        tool['parse_args']()
 
 
 @pytest.mark.parametrize('options, environment, images', [

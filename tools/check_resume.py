@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from wsbcn.arguments import config_file, parse
+from wsbcn.arguments import config_file, parse, positive
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -24,8 +24,9 @@ TOOLS = Path(__file__).resolve().parent
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', type=config_file, help='config file')
-    parser.add_argument('--kills', type=int, default=20, help='number of kills (default: 20)')
-    parser.add_argument('--processes', type=int, default=1, help='number of processes of the training (default: 1)')
+    parser.add_argument('--kills', type=positive, default=20, help='number of kills (default: 20)')
+    parser.add_argument('--processes', type=positive, default=1,
+                        help='number of processes of the training (default: 1)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the training and of the times of the kills')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/check_resume'), help='folder for the trainings')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',

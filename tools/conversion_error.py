@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from wsbcn.arguments import parse
+from wsbcn.arguments import parse, positive
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs' / 'camvid' / 'efficientnet_lite0_frozen_bn_camvid.py'
 CONVERSIONS = [  # name, groups, norm; as in the configs, or with narrower groups
@@ -25,7 +25,7 @@ CONVERSIONS = [  # name, groups, norm; as in the configs, or with narrower group
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
-    parser.add_argument('--images', type=int, default=10, help='training images for calibration')
+    parser.add_argument('--images', type=positive, default=10, help='training images for calibration')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/conversion_error'), help='folder for the table')
     return parse(parser)
 

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from wsbcn.arguments import comparison_parser, parse
+from wsbcn.arguments import comparison_parser, parse, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {'frozen BN': ('frozen_bn', 1), 'GN+WS': ('gn_ws', 1), 'BCN': ('bcn', 1), 'BCN+WS': ('bcn_ws', 1),
@@ -24,10 +24,10 @@ LEARNING_RATES = (.005, .01, .02)
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/camvid_finetuning'), 3, tuple(ROWS), tuple(ROWS))
     parser.add_argument('camvid_root', type=Path, help='the CamVid folder')
-    parser.add_argument('--epochs', type=int, nargs='+', default=[8, 24], help='numbers of epochs')
+    parser.add_argument('--epochs', type=positive, nargs='+', default=[8, 24], help='numbers of epochs')
     parser.add_argument('--lr', type=float, nargs='+', default=LEARNING_RATES,
                         help='learning rates to choose from with one image per update; in proportion with more')
-    parser.add_argument('--darker', type=int, default=1, metavar='TIMES',
+    parser.add_argument('--darker', type=positive, default=1, metavar='TIMES',
                         help='divide all images by this number, so that they differ from the data of the weights')
     return parse(parser)
 
@@ -78,11 +78,12 @@ def main(args: argparse.Namespace) -> None:
     best = [groups[setting] for setting in best_settings(groups, results, choose='mIoU')]
     results += train([training for seeds in best for training in seeds[1:]], args)
     rows = setting_rows(groups, results, choose='mIoU', report='test/mIoU')
-    name = args.out.resolve().name
-    write_csv(rows, args.out / f'{name}.csv')
-    table = setting_table(rows)
-    (args.out / f'{name}.md').write_text(table)
-    print(table)
+    if rows:
+        name = args.out.resolve().name
+        write_csv(rows, args.out / f'{name}.csv')
+        table = setting_table(rows)
+        (args.out / f'{name}.md').write_text(table)
+        print(table)
     report_failures(results)
 
 

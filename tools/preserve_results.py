@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from wsbcn.arguments import parse
+from wsbcn.arguments import parse, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--iterations', type=int, default=300, help='of training with BN on mini VOC')
-    parser.add_argument('--finetuning', type=int, default=60, help='iterations after the conversion')
+    parser.add_argument('--iterations', type=positive, default=300, help='of training with BN on mini VOC')
+    parser.add_argument('--finetuning', type=positive, default=60, help='iterations after the conversion')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'results' / 'preserve.md')
     return parse(parser)
 

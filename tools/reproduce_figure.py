@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from wsbcn.arguments import parse
+from wsbcn.arguments import parse, positive
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / '_base_'
 DATA = {  # config, depth, epochs
@@ -25,7 +25,8 @@ def parse_args() -> argparse.Namespace:
                         help='data of Figures 4 and 6; cifar10 needs CIFAR_ROOT (default: %(default)s)')
     parser.add_argument('--depth', type=int, choices=(8, 20, 32, 44, 56, 110),
                         help='layers of the ResNet of Figures 4 and 6 (default: 20; with cifar10: 110)')
-    parser.add_argument('--epochs', type=int, help='epochs of each training (default: 30; Figure 5: 10; cifar10: 164)')
+    parser.add_argument('--epochs', type=positive,
+                        help='epochs of each training (default: 30; Figure 5: 10; cifar10: 164)')
     parser.add_argument('--quick', action='store_true', help='two epochs of small networks, to try the command')
     args = parse(parser)
     if args.epochs is not None and args.epochs < 1:

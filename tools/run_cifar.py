@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from wsbcn.arguments import comparison_parser, parse
+from wsbcn.arguments import comparison_parser, parse, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
@@ -19,7 +19,7 @@ DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/cifar10'), 3, DEFAULT)
     parser.add_argument('cifar_root', type=Path, help='folder of the images')
-    parser.add_argument('--epochs', type=int, default=2, help='number of epochs of every training')
+    parser.add_argument('--epochs', type=positive, default=2, help='number of epochs of every training')
     return parse(parser)
 
 

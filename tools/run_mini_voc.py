@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from wsbcn.arguments import comparison_parser, parse
+from wsbcn.arguments import comparison_parser, parse, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'BCN+WS, Algorithm 1')
@@ -16,7 +16,7 @@ DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'BCN+WS, Algorithm 1')
 def parse_args() -> argparse.Namespace:
     parser = comparison_parser(__doc__, Path('work_dirs/mini_voc'), 3, DEFAULT)
     parser.add_argument('voc_root', type=Path, help='VOC2012 folder of a prepared mini VOC (tools/make_mini_voc.py)')
-    parser.add_argument('--updates', type=int, default=700, help='updates with 8 images; 8 times as many with one')
+    parser.add_argument('--updates', type=positive, default=700, help='updates with 8 images; 8 times as many with one')
     return parse(parser)
 
 

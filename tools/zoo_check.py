@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wsbcn.arguments import parse
+from wsbcn.arguments import parse, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('families', nargs='*', metavar='FAMILY', default=[],
                         help='configs in the configs folder of the installed MMSegmentation whose table rows are '
                         'updated; all by default')
-    parser.add_argument('--size', type=int, default=128, help='side of the images')
+    parser.add_argument('--size', type=positive, default=128, help='side of the images')
     parser.add_argument('--timeout', type=float, default=300, help='time limit per family in seconds')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'zoo.md', help='the table')
     parser.add_argument('--one', action='store_true', help='check one family in this process and print JSON')

@@ -79,9 +79,20 @@ def comparison_parser(description: str, out: Path, seeds: int, default: tuple[st
     parser.add_argument('--methods', nargs='+', type=str if choices else method, choices=choices, default=default,
                         metavar='METHOD', help='rows of the table'
                         + ('' if choices else ', any of those in wsbcn_mmseg/experiments/method.py'))
-    parser.add_argument('--reuse', type=Path, help='a results.jsonl of finished trainings to reuse')
+    parser.add_argument('--reuse', type=results_file, help='a results.jsonl of finished trainings to reuse')
     parser.add_argument('--quick', action='store_true', help='one seed and very few updates, to try the command')
     return parser
+
+
+def results_file(text: str) -> Path:
+    """The argument type for a ``results.jsonl`` of a comparison."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f'{text} {"is not a file" if path.exists() else "does not exist"}')
+    if '"settings"' not in path.read_text(errors='replace'):
+        raise argparse.ArgumentTypeError(f'{text} has no results of trainings; the file that a comparison writes is '
+                                         'results.jsonl in its folder')
+    return path
 
 
 def positive(text: str) -> int:

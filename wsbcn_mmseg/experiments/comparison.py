@@ -1,5 +1,6 @@
 """Several small trainings side by side: every method, several seeds, one table and one plot."""
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -32,6 +34,22 @@ KEPT = ('mIoU', 'loss', 'top1')  # final scalars of a training that are kept in 
 
 class TrainingsFailed(RuntimeError):
     """Some trainings of a comparison failed; the message names the first and its reason."""
+
+
+@cache
+def config_digest(config: Path, environment: tuple[tuple[str, str], ...]) -> str | None:
+    """A hash of all settings of a config, except the paths of data and weights; None if it cannot be read."""
+    others = {name: value for name, value in os.environ.items() if not _is_of_path(name)}
+    try:
+        with mock.patch.dict(os.environ, {**others, **dict(environment)}, clear=True), quietly():
+            cfg = load_config(str(config), None, None, 'none')
+    except UsageError:  # the training then fails for this reason
+        return None
+    return hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _is_of_path(variable: str) -> bool:
+    return variable.endswith('_ROOT') or variable in ('WEIGHTS', 'PRETRAINED')
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,13 @@ class Training:
 
     def settings(self) -> dict:
         """Key of a result: an earlier result is reused if it has the same key."""
-        return {**asdict(self), 'config': self.config.name, 'options': list(self.options)}
+        return {**asdict(self), 'config': self.config.name, 'options': list(self.options),
+                'config_digest': config_digest(self.config, tuple(self.environment.items()))}
+
+    def is_that_of(self, row: dict) -> bool:
+        """Whether a result is of this training. Results of earlier versions have no ``config_digest``."""
+        saved, own = row['settings'], json.loads(json.dumps(self.settings()))
+        return saved == {name: value for name, value in own.items() if name != 'config_digest' or name in saved}
 
     def check_batch(self) -> None:
         """Raise an error if the config does not have ``batch`` images per update."""
@@ -157,8 +181,9 @@ def train_all(comparison: Comparison) -> list[dict]:
     done = [row for path in (results, comparison.reuse) if path and path.exists() for row in read_jsonl(path)]
     rows, missing = [], []
     for training in comparison.trainings:
-        row = next((row for row in done if row['settings'] == json.loads(json.dumps(training.settings()))), None)
+        row = next(filter(training.is_that_of, done), None)
         rows.append(row) if row else missing.append(training)
+    _report_reuse(rows, len(comparison.trainings))
     for training in missing:
         training.check_batch()
     pool = ThreadPoolExecutor(comparison.jobs)
@@ -177,6 +202,13 @@ def train_all(comparison: Comparison) -> list[dict]:
             progress.console.print(f'{training.method}, batch {training.batch}, seed {training.seed}: {shown}')
             progress.advance(task)
     return rows
+
+
+def _report_reuse(rows: list[dict], trainings: int) -> None:
+    if rows:
+        print(f'{len(rows)} of {trainings} trainings are finished and are not repeated')
+    if unknown := sum('config_digest' not in row['settings'] for row in rows):
+        print(f'{unknown} of them were recorded without the settings of their configs, which may have changed since')
 
 
 @contextmanager

