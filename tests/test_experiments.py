@@ -91,18 +91,19 @@ def test_a_result_is_reused_only_for_the_same_settings_of_the_config(tmp_path, m
         config_digest.cache_clear()  # as in a new process
         return Training('GN', 1, 0, config, environment=environment)
 
-    text = "data_root = '{{$SOME_ROOT:data}}'\nlr = 0.1\nepochs = int('{{$EPOCHS:1}}')\n"
+    monkeypatch.setenv('SOME_ROOT', '/here')
+    text = "data_root = '{{$SOME_ROOT:}}'\npolicy = {0: lambda x: x, 'x': 2}\nlr = 0.1\nepochs = int('{{$EPOCHS:1}}')\n"
     config.write_text(text)
     row = dict(settings=json.loads(json.dumps(training().settings())))
     config.write_text(f'# a comment\n{text}')
     monkeypatch.setenv('SOME_ROOT', '/elsewhere')
-    assert training().is_that_of(row)
-    assert not training(EPOCHS='2').is_that_of(row)
+    assert training().matches(row)
+    assert not training(EPOCHS='2').matches(row)
     config.write_text(text.replace('0.1', '0.2'))
-    assert not training().is_that_of(row)
+    assert not training().matches(row)
     del row['settings']['config_digest']  # recorded by an earlier version
-    assert training().is_that_of(row)
-    assert not training(EPOCHS='2').is_that_of(row)
+    assert training().matches(row)
+    assert not training(EPOCHS='2').matches(row)
 
 
 @pytest.mark.parametrize('content, message', [(None, 'x.jsonl does not exist'), ('method,seed\n', 'has no results of')])

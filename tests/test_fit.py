@@ -23,6 +23,9 @@ GN = "for part in (model['backbone'], model['decode_head'], model['auxiliary_hea
     "    part['norm_cfg'] = dict(type='GN', num_groups={})\n"
 RECIPE = "model.update(type='ConvertedModel', conversion=dict(type='EncoderDecoder', include=['backbone'], " \
     "preserve=True, norm=dict(type='BCN', num_groups=1)))\n"
+WHOLE = "del model['conversion']['include']\n"
+NECK = "model['neck'] = dict(type='FPN', in_channels=[4, 8, 16, 32], out_channels=32, num_outs=4)\n" \
+    "model['auxiliary_head'][0]['in_channels'] = 32\n"
 
 
 @pytest.fixture
@@ -85,8 +88,9 @@ CASES = {
     'converted in the file': ('', RECIPE, None, 'and was trained with Weight Standardization, which this network does '
                               'not have (in backbone)', 'was trained with Weight Standardization'),
     'converted in the network': (RECIPE, '', None, 'and was trained without Weight Standardization, which this network '
-                                 'has (in backbone)', 'was trained without the conversion of this config; to convert '
-                                 'its network, set model.conversion.checkpoint'),
+                                 'has (in backbone)', 'is a checkpoint of the network before its conversion; set '
+                                 'model.conversion.checkpoint to it'),
+    'a converted neck without norms': (NECK + RECIPE + WHOLE, NECK + RECIPE + WHOLE, None, None, None),
     'other groups': (GN.format(2), GN.format(4), None,
                      'was trained with 4 groups per GroupNorm, where this network has 2', 'was trained with 4 groups'),
     'NaN': ('', '', put('backbone.conv1.weight', float('nan')), 'holds NaN or infinity in 1 tensors '
@@ -210,7 +214,8 @@ def test_conversion_of_weights_without_ws(config, tmp_path):
 @pytest.mark.parametrize(('before', 'after', 'sentence'), [
     (GN.format(2), GN.format(2) + WS, 'was trained without Weight Standardization'),
     (GN.format(2), GN.format(4), 'was trained with 2 groups per GroupNorm'),
-    (RECIPE, '', 'was trained with Weight Standardization'), (RECIPE, RECIPE, None)])
+    (RECIPE, '', 'was trained with Weight Standardization'), (RECIPE, RECIPE, None),
+    (NECK + RECIPE + WHOLE, NECK + RECIPE + WHOLE, None)])
 def test_a_training_resumes_in_the_same_network(before, after, sentence, config, tmp_path):
     work_dir = ['--work-dir', tmp_path / 'run', '--cfg-options']
     assert run('train.py', config(before), *work_dir, 'train_cfg.max_iters=1')[0] is None
@@ -256,14 +261,17 @@ def test_configs_that_say_nothing_are_passed_over(text):
 def test_what_a_converted_model_says():
     default = dict(ws=True, include=[], exclude=[])
 
-    def standardized(**conversion):
-        model = dict(type='ConvertedModel', backbone=dict(norm_cfg=dict(type='BN')),
-                     conversion=dict(default, **conversion))
-        return saved_settings(dict(meta=dict(cfg=Config(dict(model=model)).pretty_text)))['backbone'].standardized
+    def standardized(part='backbone', norm='BN', **conversion):
+        model = {'type': 'ConvertedModel', part: dict(norm_cfg=dict(type=norm)),
+                 'conversion': dict(default, **conversion)}
+        return saved_settings(dict(meta=dict(cfg=Config(dict(model=model)).pretty_text)))[part].standardized
+
     assert standardized() is True
     del default['ws']  # the default of convert_model
     assert standardized() is True
     assert standardized(ws=False) is False
+    assert standardized('decode_head') is None
+    assert standardized(norm='LN') is None
     assert standardized(exclude=['backbone']) is False
     assert standardized(include=['backbone.layer1']) is None
 

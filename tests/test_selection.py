@@ -94,7 +94,7 @@ def test_the_hook_calibrates_once_before_training(runner):
 
 def test_weights_that_were_not_loaded_are_a_sentence(runner):
     runner.model = convert_model(Segmentor(), torch.zeros(1, 3, 16, 16), preserve=True)
-    with pytest.raises(UsageError, match='^CalibrateHook: the network has no BCN with trained estimates; load the '):
+    with pytest.raises(UsageError, match='^the network has no BCN with trained estimates; load the '):
         CalibrateHook().before_train(runner)
 
 

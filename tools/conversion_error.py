@@ -47,12 +47,12 @@ from wsbcn_mmseg.runtime.checkpoint import read_weights
 from wsbcn_mmseg.runtime.records import markdown_table, write_csv
 
 
-def normalized_images(cfg: Config, split: str) -> list[Tensor]:
-    """Images of a split as the network takes them, (1, 3, 120, 160) each, without augmentation."""
+def normalized_images(cfg: Config, split: str, most: int | None = None) -> list[Tensor]:
+    """At most ``most`` images of a split, evenly spaced, as the network takes them: (1, 3, 120, 160) each."""
     dataset = DATASETS.build(dict(cfg.val_dataloader.dataset, split=split))
     preprocess = MODELS.build(cfg.model.data_preprocessor)
-    return [preprocess(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))['inputs']
-            for item in dataset]
+    items = [dataset[index] for index in range(0, len(dataset), max(1, len(dataset) // (most or len(dataset))))][:most]
+    return [preprocess(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))['inputs'] for item in items]
 
 
 @torch.no_grad()
@@ -73,11 +73,11 @@ def rows(backbone: nn.Module, calibration: list[Tensor], images: list[Tensor]) -
         converted = convert_model(copy.deepcopy(backbone), norm=norm, preserve=True)
         error, correlation = compare(features(converted, images), original)
         row = dict(method=name, groups=groups, error=error, correlation=correlation)
-        error = correlation = None
+        calibrated = None, None
         if norm['type'] == 'BCN':
             calibrate(converted, calibration)
-            error, correlation = compare(features(converted, images), original)
-        table.append(row | dict(calibrated_error=error, calibrated_correlation=correlation))
+            calibrated = compare(features(converted, images), original)
+        table.append(row | dict(zip(('calibrated_error', 'calibrated_correlation'), calibrated, strict=True)))
     return table
 
 
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     backbone = MODELS.build(cfg.model.backbone)
     backbone.load_state_dict(read_weights(prepare_weights(args.out / 'efficientnet_lite0.pth')))
     backbone.eval()
-    table = rows(backbone, normalized_images(cfg, 'train')[:args.images], normalized_images(cfg, 'val'))
+    table = rows(backbone, normalized_images(cfg, 'train', args.images), normalized_images(cfg, 'val'))
     write_csv(table, args.out / 'conversion_error.csv')
     print(markdown_table(table, dict(method='', groups='', error='.2f', calibrated_error='.2f', correlation='.2f',
                                      calibrated_correlation='.2f')))

@@ -29,8 +29,6 @@ def parse_args() -> argparse.Namespace:
                         help='epochs of each training (default: 30; Figure 5: 10; cifar10: 164)')
     parser.add_argument('--quick', action='store_true', help='two epochs of small networks, to try the command')
     args = parse(parser)
-    if args.epochs is not None and args.epochs < 1:
-        parser.error('--epochs must be at least 1')
     if args.figure == 5 and (args.depth or args.data != 'digits'):
         parser.error('--data and --depth are for Figures 4 and 6; Figure 5 has its own network')
     cifar = Path(os.environ.get('CIFAR_ROOT', 'data/cifar'), 'cifar-10-batches-py')

@@ -90,17 +90,16 @@ def results_file(text: str) -> Path:
     if not path.is_file():
         raise argparse.ArgumentTypeError(f'{text} {"is not a file" if path.exists() else "does not exist"}')
     if '"settings"' not in path.read_text(errors='replace'):
-        raise argparse.ArgumentTypeError(f'{text} has no results of trainings; the file that a comparison writes is '
-                                         'results.jsonl in its folder')
+        raise argparse.ArgumentTypeError(f'{text} has no results of trainings; give the results.jsonl of a '
+                                         'comparison')
     return path
 
 
 def positive(text: str) -> int:
     """The argument type for a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a whole number of at least 1')
+    return int(text)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

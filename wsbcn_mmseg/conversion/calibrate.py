@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsbcn_mmseg.layers import BCN
+from wsbcn_mmseg.ops.arguments import check_input
+from wsbcn_mmseg.runtime.errors import UsageError
+
+
+class CalibrationError(UsageError, ValueError):
+    """A network that cannot be calibrated, or images with which it cannot."""
 
 
 @torch.no_grad()
@@ -30,7 +36,8 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
         The number of layers that were set.
 
     Raises:
-        ValueError: If no BCN layer with trained estimates has run, or if statistics of the images are not finite.
+        CalibrationError: A ``ValueError``, if no BCN layer with trained estimates has run, or if statistics of the
+            images are not finite.
 
     Examples:
         >>> from wsbcn_mmseg import convert_model
@@ -41,10 +48,10 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
         1
     """
     if not isinstance(model, nn.Module) or not isinstance(images, Iterable) or isinstance(images, (str, dict)):
-        raise ValueError(f'expected a network and images, got {type(model).__name__} and {type(images).__name__}')
+        raise CalibrationError(f'expected a network and images, got {type(model).__name__} and {type(images).__name__}')
     layers = [module for module in model.modules() if isinstance(module, BCN) and _has_estimates(module)]
     if not layers:
-        raise ValueError('the network has no BCN with trained estimates; load the weights of a network that was '
+        raise CalibrationError('the network has no BCN with trained estimates; load the weights of a network that was '
                          'trained with BatchNorm, then convert it to BCN with preserve=True, then calibrate it')
     moments: dict[BCN, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with _without_channel_norm(model, moments):
@@ -55,9 +62,9 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
                 model(*inputs if isinstance(inputs, (tuple, list)) else [inputs])
     seen = {layer: values for layer, values in moments.items() if values}
     if not seen:
-        raise ValueError('no BCN with trained estimates has run on the images; is there at least one?')
+        raise CalibrationError('no BCN with trained estimates has run on the images; is there at least one?')
     if not all(part.isfinite().all() for values in seen.values() for pair in values for part in pair):
-        raise ValueError('the statistics of a layer are not finite on these images; nothing was changed')
+        raise CalibrationError('the statistics of a layer are not finite on these images; nothing was changed')
     for layer, values in seen.items():
         means, deviations = (torch.cat(parts).mean(0) for parts in zip(*values, strict=True))
         layer.bias.copy_(means)
@@ -90,9 +97,7 @@ def _without_channel_norm(model: nn.Module, moments: dict[BCN, list]) -> Iterato
 
 def _batch_norm(layer: BCN, values: list, x: Tensor) -> Tensor:
     bn = layer.bn
-    if x.dim() < 2 or x.size(1) != layer.num_channels:
-        raise ValueError(f'a BCN for {layer.num_channels} channels got a tensor of shape {tuple(x.shape)}; each input '
-                         'of the network needs a batch dimension, such as (N, C, H, W)')
+    check_input(x, layer.num_channels)
     y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=layer.eps)
     groups = y.float().reshape(len(x), layer.num_groups, -1)
     var, mean = torch.var_mean(groups, 2, correction=0)

@@ -65,9 +65,10 @@ def convert_model(model: nn.Module, example_inputs: Tensor | tuple | dict | None
         preserve: Change the outputs of the network as little as possible. Convolutions keep the mean and standard
             deviation of their kernels in fixed buffers (:class:`~wsbcn_mmseg.layers.AdaptiveConvWS`). The batch
             normalization of BCN gets the scale, shift and running statistics of BatchNorm (also of a frozen one).
-            Groups have at least 16 channels by default, and the scale and shift of each group undo the channel
-            normalization on average. With ``norm='GN'`` or ``'LN'``, the scale and shift of each channel undo the
-            normalization on average. The report has the change of the output. Defaults to False.
+            Norms without running statistics are kept. Groups have at least 16 channels by default, and the scale and
+            shift of each group undo the channel normalization on average. With ``norm='GN'`` or ``'LN'``, the scale and
+            shift of each channel undo the normalization on average. The report has the change of the output. Defaults
+            to False.
         instance_norm: Whether to also replace InstanceNorm. Defaults to False.
         skip_shared: Whether to skip layers that are registered under several names or run several times in one pass.
             Defaults to False.

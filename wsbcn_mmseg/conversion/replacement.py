@@ -129,8 +129,8 @@ def reason_not_to_take_over(new: nn.Module, old: nn.Module) -> str | None:
     if isinstance(old, nn.GroupNorm):
         return None if isinstance(new, BCN) or new.num_groups == old.num_groups else \
             'other groups cannot preserve its function'
-    return None if old.running_mean is not None else (f'it has no running statistics, without which a '
-                                                      f'{type(new).__name__} cannot preserve its function')
+    return None if old.running_mean is not None else \
+        f'it has no running statistics, which a {type(new).__name__} needs to preserve its function'
 
 
 def standardize(conv: nn.Module, adaptive: bool = False) -> None:

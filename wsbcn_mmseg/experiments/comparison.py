@@ -38,18 +38,15 @@ class TrainingsFailed(RuntimeError):
 
 @cache
 def config_digest(config: Path, environment: tuple[tuple[str, str], ...]) -> str | None:
-    """A hash of all settings of a config, except the paths of data and weights; None if it cannot be read."""
-    others = {name: value for name, value in os.environ.items() if not _is_of_path(name)}
+    """A hash of all settings of a config, whatever the paths of data and weights; None if it cannot be computed."""
+    same_paths = {name: name for name in os.environ if name.endswith('_ROOT') or name in ('WEIGHTS', 'PRETRAINED')}
     try:
-        with mock.patch.dict(os.environ, {**others, **dict(environment)}, clear=True), quietly():
+        with mock.patch.dict(os.environ, {**same_paths, **dict(environment)}), quietly():
             cfg = load_config(str(config), None, None, 'none')
-    except UsageError:  # the training then fails for this reason
+        text = json.dumps(cfg.to_dict(), default=lambda value: getattr(value, '__qualname__', type(value).__name__))
+    except (UsageError, TypeError):  # cannot be read, or has keys that JSON does not know
         return None
-    return hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _is_of_path(variable: str) -> bool:
-    return variable.endswith('_ROOT') or variable in ('WEIGHTS', 'PRETRAINED')
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,11 @@ class Training:
 
     def settings(self) -> dict:
         """Key of a result: an earlier result is reused if it has the same key."""
+        digest = config_digest(self.config, tuple(self.environment.items()))
         return {**asdict(self), 'config': self.config.name, 'options': list(self.options),
-                'config_digest': config_digest(self.config, tuple(self.environment.items()))}
+                **(dict(config_digest=digest) if digest else {})}
 
-    def is_that_of(self, row: dict) -> bool:
+    def matches(self, row: dict) -> bool:
         """Whether a result is of this training. Results of earlier versions have no ``config_digest``."""
         saved, own = row['settings'], json.loads(json.dumps(self.settings()))
         return saved == {name: value for name, value in own.items() if name != 'config_digest' or name in saved}
@@ -181,7 +179,7 @@ def train_all(comparison: Comparison) -> list[dict]:
     done = [row for path in (results, comparison.reuse) if path and path.exists() for row in read_jsonl(path)]
     rows, missing = [], []
     for training in comparison.trainings:
-        row = next(filter(training.is_that_of, done), None)
+        row = next(filter(training.matches, done), None)
         rows.append(row) if row else missing.append(training)
     _report_reuse(rows, len(comparison.trainings))
     for training in missing:
@@ -204,11 +202,11 @@ def train_all(comparison: Comparison) -> list[dict]:
     return rows
 
 
-def _report_reuse(rows: list[dict], trainings: int) -> None:
+def _report_reuse(rows: list[dict], total: int) -> None:
     if rows:
-        print(f'{len(rows)} of {trainings} trainings are finished and are not repeated')
+        print(f'Already finished: {len(rows)} of {total} trainings')
     if unknown := sum('config_digest' not in row['settings'] for row in rows):
-        print(f'{unknown} of them were recorded without the settings of their configs, which may have changed since')
+        print(f'Recorded without the settings of their configs, which may have changed since: {unknown}')
 
 
 @contextmanager

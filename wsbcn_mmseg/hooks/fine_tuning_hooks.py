@@ -10,14 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wsbcn_mmseg.conversion.calibrate import calibrate
 from wsbcn_mmseg.layers import BCN
 from wsbcn_mmseg.ops.arguments import check_integer
-from wsbcn_mmseg.runtime.errors import UsageError
 
 
 @HOOKS.register_module()
 class CalibrateHook(Hook):
     """Before training, set the channel normalization of converted layers from a few training images; see
-    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. All processes use the values of the first. The hook does nothing
-    if a training is resumed or starts from a checkpoint (``load_from``), which has trained values already.
+    :func:`wsbcn_mmseg.conversion.calibrate.calibrate`. All processes use the values of the first process. The hook does
+    nothing if a training is resumed or starts from a checkpoint of the converted network (``load_from``).
 
     Args:
         num_images: Number of images to use. Defaults to 10.
@@ -38,12 +37,9 @@ class CalibrateHook(Hook):
         model = getattr(runner.model, 'module', runner.model)
         batches = (model.data_preprocessor(collate([dataset[index]]))
                    for index in range(0, min(len(dataset), step * self.num_images), step))
-        try:
-            count = calibrate(model, (dict(inputs=batch['inputs'], mode='tensor') for batch in batches))
-        except ValueError as error:
-            raise UsageError(f'CalibrateHook: {error}') from error
+        count = calibrate(model, (dict(inputs=batch['inputs'], mode='tensor') for batch in batches))
         for layer in model.modules():
-            if isinstance(layer, BCN):  # computed or drawn in another way, images differ between processes
+            if isinstance(layer, BCN):  # augmentation may draw other images in each process
                 broadcast(layer.weight.data)
                 broadcast(layer.bias.data)
         runner.logger.info(f'CalibrateHook: {count} BCN layers set from {self.num_images} images')

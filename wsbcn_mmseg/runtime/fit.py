@@ -71,9 +71,10 @@ class Fit:
         return remarks
 
     @property
-    def number_of_other_names(self) -> int:
-        """How many tensors only the network or only the file has."""
-        return len(self.missing) + len(self.unexpected)
+    def body_fits(self) -> bool:
+        """Whether backbone and neck have the same tensors in the file and the network."""
+        return not any(name.startswith(tuple(f'{part}.' for part in _BODY))
+                       for name in (*self.missing, *self.unexpected, *self.other_shape))
 
     def _raise_if(self, reasons: list[str]) -> None:
         if reasons:

@@ -8,14 +8,14 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
 from .building import build_network
-from .checkpoint import read_weights
+from .checkpoint import read_checkpoint, read_weights
 from .errors import CheckpointError
-from .fit import load_file
+from .fit import load_checkpoint, load_file
 
 
 def compare_initial_weights(cfg: Config, network: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Comparisons of a network with the files of ``load_from`` (also if resumed), of the ``init_cfg`` of each part, and
-    of a conversion.
+    """Comparisons of a network with the checkpoint to resume from, or with the files of ``load_from``, of the
+    ``init_cfg`` of each part and of ``conversion.checkpoint``.
 
     Args:
         cfg: Config of the training.
@@ -26,7 +26,7 @@ def compare_initial_weights(cfg: Config, network: nn.Module) -> Iterator[Callabl
     """
     conversion, load_from = cfg.model.get('conversion') or {}, cfg.get('load_from')
     if cfg.get('resume'):  # all weights come from the checkpoint
-        yield lambda: load_file(network, load_from).require_all() or []
+        yield lambda: _resume(network, load_from)
         return
     original, converted = network, bool(conversion)
     if conversion.get('preserve'):  # weights are loaded before the conversion, except those of load_from
@@ -43,12 +43,22 @@ def compare_initial_weights(cfg: Config, network: nn.Module) -> Iterator[Callabl
         yield lambda: load_file(network, load_from).require_most(converted)
 
 
+def _resume(network: nn.Module, path: str) -> list[str]:
+    try:
+        load_file(network, path).require_all()
+    except CheckpointError as error:
+        raise CheckpointError(f'{error}; --resume takes the newest checkpoint of the work folder and needs its config: '
+                              'use that config, remove the checkpoint, or set another --work-dir') from error
+    return []
+
+
 def _start_after_conversion(network: nn.Module, original: nn.Module, path: str) -> list[str]:
     """Remarks on a checkpoint that is loaded into a converted network, whose norms and kernels it must have."""
-    fit = load_file(network, path)
-    if load_file(original, path).number_of_other_names < fit.number_of_other_names:
-        raise CheckpointError(f'{path} was trained without the conversion of this config; to convert its network, set '
-                              'model.conversion.checkpoint instead of load_from')
+    checkpoint = read_checkpoint(path)
+    fit = load_checkpoint(network, checkpoint, path)
+    if not fit.body_fits and load_checkpoint(original, checkpoint, path).body_fits:
+        raise CheckpointError(f'{path} is a checkpoint of the network before its conversion; set '
+                              'model.conversion.checkpoint to it, instead of load_from')
     return fit.require_most()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 _LONGEST = 1 << 20  # longest config that is parsed, in characters
 _UNKNOWN = object()
+_AFTER_CONVOLUTIONS = ('BN', 'BN2d', 'BatchNorm2d', 'SyncBN', 'SyncBatchNorm', 'GN', 'GroupNorm', 'GNByWidth', 'BCN')
 
 
 @dataclass
@@ -91,7 +92,8 @@ def _settings(name: str, part: dict | list, conversion: dict) -> PartSettings:
     standardized = any(conv.startswith('ConvWS') for conv in convs) if convs or norms else None
     covered = _is_selected(name, conversion) if conversion else False
     if conversion.get('ws', True) is True and covered is not False:
-        standardized = standardized or covered
+        before_norms = name == 'backbone' and any(_type(norm) in _AFTER_CONVOLUTIONS for norm in norms)
+        standardized = standardized or (covered if before_norms else None)  # other parts may have no such convolutions
     if conversion.get('norm', 'BCN') is not None and covered is not False:
         norms = []  # replaced, unless the conversion kept them
     groups = {norm.get('num_groups') for norm in norms if _type(norm) in ('GN', 'GroupNorm')}
