@@ -48,11 +48,12 @@ def calibrate(model: nn.Module, images: Iterable | Tensor) -> int:
         1
     """
     if not isinstance(model, nn.Module) or not isinstance(images, Iterable) or isinstance(images, (str, dict)):
-        raise CalibrationError(f'expected a network and images, got {type(model).__name__} and {type(images).__name__}')
+        raise CalibrationError(f'expected a network and images, got {type(model).__name__} and '
+                               f'{type(images).__name__}')
     layers = [module for module in model.modules() if isinstance(module, BCN) and _has_estimates(module)]
     if not layers:
         raise CalibrationError('the network has no BCN with trained estimates; load the weights of a network that was '
-                         'trained with BatchNorm, then convert it to BCN with preserve=True, then calibrate it')
+                               'trained with BatchNorm, then convert it to BCN with preserve=True, then calibrate it')
     moments: dict[BCN, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     with _without_channel_norm(model, moments):
         for inputs in [images] * bool(len(images)) if isinstance(images, Tensor) else images:
