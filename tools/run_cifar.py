@@ -13,7 +13,7 @@ from pathlib import Path
 from wsbcn.arguments import comparison_parser, parse, positive
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT = ('BN', 'GN', 'GN+WS', 'BCN+WS', 'SN')
+DEFAULT = ('BN', 'GN+WS', 'BCN+WS', 'BCN+WS, Algorithm 1', 'SN')
 
 
 def parse_args() -> argparse.Namespace:
