@@ -74,4 +74,4 @@ def test_runs_are_drawn_by_command(tmp_path, monkeypatch, capsys):
     assert 'needs a single run' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(runs[0], '--count', 0)
-    assert "invalid positive value: '0'" in capsys.readouterr().err
+    assert 'argument --count: 0 is not a whole number of at least 1' in capsys.readouterr().err

@@ -52,11 +52,12 @@ def check_sections(cfg: Config, needed: tuple[str, ...]) -> None:
 def check_counts(cfg: Config, sections: Iterable[str]) -> None:
     """Raise an error if a number of updates, epochs or images in these sections of a config is less than one."""
     faults = Faults()
+    too_few = 0 < (cfg.get('total_batch_size') or 0) < int(os.environ.get('WORLD_SIZE', 1))  # see check_batch
     for section in sections:
         settings = cfg.get(section)
         for name in _COUNTS if isinstance(settings, dict) else ():
             number = settings.get(name)
-            if isinstance(number, int) and number < 1:
+            if isinstance(number, int) and number < 1 and not (too_few and name == 'batch_size'):
                 faults.add(f'{section}.{name} is {number}; it must be at least 1')
     faults.raise_all()
 
