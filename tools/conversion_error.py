@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from wsbcn_mmseg import convert_model
 from wsbcn_mmseg.conversion.calibrate import calibrate
+from wsbcn_mmseg.conversion.proof import relative_change
 from wsbcn_mmseg.datasets import CamVidDataset
 from wsbcn_mmseg.experiments.efficientnet_lite import missing_packages, prepare_weights
 from wsbcn_mmseg.runtime.checkpoint import read_weights
@@ -62,8 +63,8 @@ def features(backbone: nn.Module, images: list[Tensor]) -> Tensor:
 
 def compare(converted: Tensor, original: Tensor) -> tuple[float, float]:
     """Relative error and correlation of all feature values."""
-    error = (converted - original).norm() / original.norm()
-    return error.item(), torch.corrcoef(torch.stack([converted, original]))[0, 1].item()
+    correlation = torch.corrcoef(torch.stack([converted, original]))[0, 1]
+    return relative_change([original], [converted]), correlation.item()
 
 
 def rows(backbone: nn.Module, calibration: list[Tensor], images: list[Tensor]) -> list[dict]:
