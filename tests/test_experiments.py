@@ -4,6 +4,7 @@ import json
 import math
 import runpy
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +22,14 @@ from wsbcn_mmseg.experiments.comparison import (
     comparison_table,
     config_digest,
     summarize,
+    train_all,
 )
 from wsbcn_mmseg.experiments.figure_5 import FixedStatisticsNorm, four_layer_network
 from wsbcn_mmseg.experiments.figures_4_and_6 import FIGURE_4, watched_training
 from wsbcn_mmseg.experiments.method import methods
 from wsbcn_mmseg.experiments.watched_runs import read_norm_statistics
 from wsbcn_mmseg.hooks.norm_statistics_hook import FILE
+from wsbcn_mmseg.runtime.launch import load_config
 
 pytest.importorskip('mmpretrain', reason='the digits train by mmpretrain')
 pytest.importorskip('sklearn', reason='the digits come with scikit-learn')
@@ -104,6 +107,28 @@ def test_a_result_is_reused_only_for_the_same_settings_of_the_config(tmp_path, m
     del row['settings']['config_digest']  # recorded by an earlier version
     assert training().matches(row)
     assert not training(EPOCHS='2').matches(row)
+
+
+def test_every_training_gets_the_environment_of_the_command(tmp_path, monkeypatch):
+    """Also while the results of another are written, for which its config is read with other values of variables."""
+    def load_slowly(*arguments):
+        time.sleep(.3)  # long enough for a training to start
+        return load_config(*arguments)
+
+    (tmp_path / 'config.py').write_text("root = '{{$SOME_ROOT:}}'\noptim_wrapper = dict()\n"
+                                        'train_dataloader = dict(batch_size=1)\n')
+    train = tmp_path / 'train.py'
+    train.write_text('import json, os, pathlib, sys\n'
+                     "folder = pathlib.Path(sys.argv[3]) / 'run' / 'vis_data'\n"
+                     'folder.mkdir(parents=True)\n'
+                     "scalars = dict(ok=int(os.environ['SOME_ROOT'] == '/here'))\n"
+                     "(folder / 'scalars.json').write_text(json.dumps(scalars))\n")
+    monkeypatch.setenv('SOME_ROOT', '/here')
+    monkeypatch.setattr('wsbcn_mmseg.experiments.comparison.load_config', load_slowly)
+    config_digest.cache_clear()
+    rows = train_all(Comparison([Training(f'method {i}', 1, 0, tmp_path / 'config.py') for i in range(3)], train,
+                                tmp_path / 'out', 'ok', 'ok', jobs=1))
+    assert [row.get('score') for row in rows] == [1, 1, 1]
 
 
 @pytest.mark.parametrize('content, message', [(None, 'x.jsonl does not exist'), ('method,seed\n', 'has no results of')])

@@ -184,6 +184,8 @@ def train_all(comparison: Comparison) -> list[dict]:
     _report_reuse(rows, len(comparison.trainings))
     for training in missing:
         training.check_batch()
+    # before any training starts: reading a config changes os.environ for a moment, and a training would inherit that
+    settings = {training: training.settings() for training in missing}
     pool = ThreadPoolExecutor(comparison.jobs)
     with Progress() as progress, results.open('a') as file, _cancelling(pool):
         task = progress.add_task('Training', total=len(rows) + len(missing), completed=len(rows))
@@ -191,7 +193,7 @@ def train_all(comparison: Comparison) -> list[dict]:
         for future in as_completed(futures):
             training, outcome = futures[future], future.result()
             row = dict(method=training.method, batch=training.batch, seed=training.seed, **outcome,
-                       settings=training.settings())
+                       settings=settings[training])
             if row['score'] is not None:  # failed trainings run again next time
                 file.write(json.dumps(row) + '\n')
                 file.flush()
